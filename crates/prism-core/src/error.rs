@@ -1,0 +1,116 @@
+//! What can be refused, one variant a cause; each message names the limit and the value got.
+
+use thiserror::Error;
+
+/// Result of a fallible call of this library.
+pub type Result<T, E = PrismError> = std::result::Result<T, E>;
+
+/// Why a call was refused. Nothing has been computed or changed when one of these is returned.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum PrismError {
+    /// A dimension that must be positive is zero.
+    #[error("{name} must be at least 1, got 0")]
+    ZeroDim {
+        /// Which dimension.
+        name: &'static str,
+    },
+    /// Two tensors disagree on a dimension.
+    #[error("{name} of {left} is {left_len}, but {right} has {right_len}")]
+    DimMismatch {
+        /// Which dimension.
+        name: &'static str,
+        /// First tensor.
+        left: &'static str,
+        /// Its length.
+        left_len: usize,
+        /// Second tensor.
+        right: &'static str,
+        /// Its length.
+        right_len: usize,
+    },
+    /// Query heads are not a multiple of key/value heads.
+    #[error("query heads must be a multiple of kv heads, got {q_heads} query and {kv_heads} kv")]
+    HeadGroups {
+        /// Query heads.
+        q_heads: usize,
+        /// Key/value heads.
+        kv_heads: usize,
+    },
+    /// A size is beyond what index arithmetic can hold.
+    #[error("{what} does not fit: the limit is {limit}")]
+    TooLarge {
+        /// What overflowed.
+        what: &'static str,
+        /// The largest value that works.
+        limit: u64,
+    },
+    /// Per-sequence lengths don't fit the tensors.
+    #[error("sequence lengths: {reason}")]
+    Lengths {
+        /// The limit and the value got.
+        reason: String,
+    },
+    /// The block size can't be used.
+    #[error("block size must be between {min} and {max}, got {got}")]
+    BlockSize {
+        /// Smallest allowed.
+        min: usize,
+        /// Largest allowed.
+        max: usize,
+        /// The value got.
+        got: usize,
+    },
+    /// A number lies outside its range or is NaN.
+    #[error("{name} must be {allowed}, got {got}")]
+    OutOfRange {
+        /// Which setting.
+        name: &'static str,
+        /// The allowed range in words.
+        allowed: &'static str,
+        /// The value got.
+        got: f64,
+    },
+    /// The bands don't fit the head.
+    #[error("bands: {reason}")]
+    Bands {
+        /// The limit and the value got.
+        reason: String,
+    },
+    /// A RoPE setting can't be used.
+    #[error("RoPE: {reason}")]
+    Rope {
+        /// The limit and the value got.
+        reason: String,
+    },
+    /// A block selection breaks its invariants.
+    #[error("block selection: {reason}")]
+    Selection {
+        /// Which invariant, where, and the value got.
+        reason: String,
+    },
+    /// An element type can't be used here.
+    #[error("{what}: element type {got} is not supported, expected {allowed}")]
+    DType {
+        /// Which tensor.
+        what: &'static str,
+        /// Supported types in words.
+        allowed: &'static str,
+        /// The type got.
+        got: String,
+    },
+    /// Tensors live on different devices.
+    #[error("{left} and {right} are on different devices")]
+    Device {
+        /// First tensor.
+        left: &'static str,
+        /// Second tensor.
+        right: &'static str,
+    },
+    /// A cache can't take what was given.
+    #[error("cache: {reason}")]
+    Cache {
+        /// The limit and the value got.
+        reason: String,
+    },
+}
