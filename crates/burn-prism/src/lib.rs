@@ -1,1 +1,60 @@
-//! stub
+//! Prism block-sparse attention for [Burn](burn): long prompts, fast, without retraining.
+//!
+//! Swap the attention of your Llama or Qwen for [`PrismAttention`]:
+//!
+//! ```
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use burn_prism::{AttentionOptions, PrismConfig};
+//!
+//! let device = Device::flex();
+//! let q = Tensor::<4>::random([1, 6, 300, 64], Distribution::Default, &device);
+//! let k = Tensor::<4>::random([1, 2, 300, 64], Distribution::Default, &device);
+//! let v = Tensor::<4>::random([1, 2, 300, 64], Distribution::Default, &device);
+//!
+//! let attention = PrismConfig::llama3().with_dense_below(0).init();
+//! let result = attention.forward_with(q, k, v, &AttentionOptions::default())?;
+//! assert_eq!(result.output.dims(), [1, 6, 300, 64]);
+//! println!("{}: density {:.2}", result.report, result.report.density()?);
+//! # Ok::<(), burn_prism::PrismError>(())
+//! ```
+//!
+//! Reading order: [`config`] (settings), [`attention`] (functions on tensors), [`module`] (what
+//! goes into a model), [`cache`] (prompts in chunks), [`plan`] (what will run, before it runs),
+//! [`report`] (what ran), [`ops`] (what a backend supplies).
+//!
+//! # Feature flags
+//! - `flex` (default): Burn's pure-Rust CPU backend, with native kernels.
+//! - `ndarray`: Burn's ndarray backend, in tensor ops.
+//! - `autodiff`: gradients; kernels as long as nothing is tracked, tensor ops otherwise.
+
+mod backends;
+mod check;
+#[doc(hidden)]
+pub mod fallback;
+#[cfg(feature = "flex")]
+#[doc(hidden)]
+pub mod flex;
+
+pub mod attention;
+pub mod cache;
+pub mod config;
+pub mod module;
+pub mod ops;
+pub mod plan;
+pub mod report;
+pub mod selected;
+
+pub use attention::{
+    AttentionOptions, AttentionOutput, PrismOutput, block_sparse_attention, dense_attention,
+    prism_attention, select_blocks,
+};
+pub use cache::PrismCache;
+pub use config::PrismConfig;
+pub use module::PrismAttention;
+pub use plan::{Plan, plan};
+pub use prism_core::{
+    AttentionShape, BandRule, BlockGrid, BlockSelection, Budget, Calibration, Cost, PrismError,
+    Result, Rope, RopeLayout, RopeScaling, SelectionRule, SequenceLengths,
+};
+pub use report::{Path, Reason, Report};
+pub use selected::SelectedBlocks;

@@ -113,4 +113,10 @@ pub enum PrismError {
         /// The limit and the value got.
         reason: String,
     },
+    /// A device failed to hand over a result.
+    #[error("reading from the device failed: {reason}")]
+    Read {
+        /// What the device said.
+        reason: String,
+    },
 }

@@ -24,3 +24,28 @@ pub use rope_settings::{RopeScaling, RopeSettings};
 pub use sample::{SampleError, Sampler};
 pub use template::{ChatTemplate, Message, TemplateError};
 pub use tokenizer::{DecodeStream, Tokenizer, TokenizerError};
+
+#[cfg(feature = "flex")]
+pub mod generate;
+#[cfg(feature = "flex")]
+pub mod llama;
+#[cfg(feature = "flex")]
+pub mod load;
+#[cfg(feature = "flex")]
+pub mod mlp;
+#[cfg(feature = "flex")]
+pub mod model_error;
+#[cfg(feature = "flex")]
+pub mod perplexity;
+#[cfg(feature = "flex")]
+pub mod rope;
+#[cfg(feature = "flex")]
+pub mod self_attention;
+#[cfg(feature = "flex")]
+pub use llama::{Llama, LlamaCache};
+#[cfg(feature = "flex")]
+pub use model_error::ModelError;
+#[cfg(feature = "flex")]
+pub use perplexity::Predictions;
+#[cfg(feature = "flex")]
+pub use self_attention::LayerTrace;

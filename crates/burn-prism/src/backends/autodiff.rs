@@ -1,0 +1,67 @@
+//! Autodiff: the inner backend's kernels as long as nothing is tracked, differentiable tensor ops
+//! otherwise. Pooling and selection carry no gradient: which blocks are read is a choice, not a
+//! function to differentiate.
+
+use burn::backend::AutodiffBackend;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn_autodiff::Autodiff;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use prism_core::BlockGrid;
+
+use crate::fallback;
+use crate::ops::{AttendParams, PrismBackend, SelectParams, Side};
+
+type Tensor<B, C> = FloatTensor<Autodiff<B, C>>;
+
+impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
+    fn prism_pool(x: Tensor<B, C>, grids: Vec<BlockGrid>, side: Side) -> Tensor<B, C> {
+        untracked::<B, C>(B::prism_pool(x.into_primitive(), grids, side))
+    }
+
+    fn prism_select(
+        pooled_q: Tensor<B, C>,
+        pooled_k: Tensor<B, C>,
+        history: Tensor<B, C>,
+        params: SelectParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        B::prism_select(
+            pooled_q.into_primitive(),
+            pooled_k.into_primitive(),
+            history.into_primitive(),
+            params,
+        )
+    }
+
+    fn prism_attend(
+        q: Tensor<B, C>,
+        k: Tensor<B, C>,
+        v: Tensor<B, C>,
+        words: IntTensor<Self>,
+        params: AttendParams,
+    ) -> (Tensor<B, C>, Tensor<B, C>) {
+        if q.is_tracked() || k.is_tracked() || v.is_tracked() {
+            return fallback::attend::<Self>(q, k, v, Some(words), &params);
+        }
+        let [q, k, v] = [q, k, v].map(|x| x.into_primitive());
+        let (out, lse) = B::prism_attend(q, k, v, words, params);
+        (untracked::<B, C>(out), untracked::<B, C>(lse))
+    }
+
+    fn prism_attend_dense(
+        q: Tensor<B, C>,
+        k: Tensor<B, C>,
+        v: Tensor<B, C>,
+        params: AttendParams,
+    ) -> (Tensor<B, C>, Tensor<B, C>) {
+        if q.is_tracked() || k.is_tracked() || v.is_tracked() {
+            return fallback::attend::<Self>(q, k, v, None, &params);
+        }
+        let [q, k, v] = [q, k, v].map(|x| x.into_primitive());
+        let (out, lse) = B::prism_attend_dense(q, k, v, params);
+        (untracked::<B, C>(out), untracked::<B, C>(lse))
+    }
+}
+
+fn untracked<B: PrismBackend, C: CheckpointStrategy>(x: FloatTensor<B>) -> Tensor<B, C> {
+    <Autodiff<B, C> as AutodiffBackend>::from_inner(x)
+}

@@ -1,0 +1,270 @@
+//! A preallocated cache of keys and values, with the block means of the keys.
+//!
+//! Pooled keys are append-only but for the last block, so later chunks of a prompt select from
+//! means that earlier chunks paid for. For causal calibration the cache also keeps the energy of
+//! the query blocks seen so far.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use prism_core::bands::Bands;
+use prism_core::error::{PrismError, Result};
+use prism_core::{AttentionShape, BlockGrid};
+
+use crate::attention::{self, AttentionOptions};
+use crate::check;
+use crate::config::PrismConfig;
+use crate::ops::Side;
+
+/// Keys, values and pooled keys of one layer, `[batch, kv_heads, capacity, head_dim]`.
+#[derive(Debug, Clone)]
+pub struct PrismCache {
+    k: Tensor<4>,
+    v: Tensor<4>,
+    pooled_k: Tensor<4>,
+    /// Energy of earlier query blocks, `[batch, q_heads, 4]`: high, low, all, blocks.
+    history: Tensor<3>,
+    len: usize,
+    /// Leading keys whose blocks are pooled.
+    pooled: usize,
+    block: usize,
+}
+
+impl PrismCache {
+    /// An empty cache for `capacity` positions; `shape` gives batch, heads and head_dim (its
+    /// lengths don't matter).
+    ///
+    /// # Errors
+    /// A block size or capacity of 0, or an element type that attention or the device lacks.
+    pub fn new(
+        shape: &AttentionShape,
+        capacity: usize,
+        block: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        check::element("cache", dtype)?;
+        check::supported(dtype, device)?;
+        let blocks = BlockGrid::new(block, capacity, capacity)?.key_blocks();
+        if capacity == 0 {
+            return Err(PrismError::ZeroDim { name: "cache capacity" });
+        }
+        let AttentionShape { batch, q_heads, kv_heads, head_dim, .. } = *shape;
+        let dims = [batch, kv_heads, capacity, head_dim];
+        Ok(Self {
+            k: Tensor::zeros(dims, (device, dtype)),
+            v: Tensor::zeros(dims, (device, dtype)),
+            pooled_k: Tensor::zeros([batch, kv_heads, blocks, head_dim], (device, DType::F32)),
+            history: Tensor::zeros([batch, q_heads, 4], (device, DType::F32)),
+            len: 0,
+            pooled: 0,
+            block,
+        })
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Positions it can hold.
+    pub fn capacity(&self) -> usize {
+        self.k.dims()[2]
+    }
+
+    /// Forgets everything, pooled keys and calibration included; keeps the memory.
+    pub fn reset(&mut self) {
+        (self.len, self.pooled) = (0, 0);
+        self.history = self.history.zeros_like();
+    }
+
+    /// Keeps the first `len` positions, to answer another question on the same text. Calibration
+    /// starts anew.
+    ///
+    /// # Errors
+    /// More positions than are held.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len > self.len {
+            let reason = format!("can't keep {len} positions of {}", self.len);
+            return Err(PrismError::Cache { reason });
+        }
+        self.len = len;
+        self.pooled = self.pooled.min(len / self.block * self.block);
+        self.history = self.history.zeros_like();
+        Ok(())
+    }
+
+    /// Appends K and V `[batch, kv_heads, n, head_dim]`.
+    ///
+    /// # Errors
+    /// Shapes, element type or device other than the cache's, or more positions than are free;
+    /// the cache is unchanged then.
+    pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> Result<()> {
+        let [batch, kv_heads, capacity, head_dim] = self.k.dims();
+        let n = k.dims()[2];
+        for (left, tensor) in [("k", &k), ("v", &v)] {
+            let dims = tensor.dims();
+            let limits = [
+                ("batch", dims[0], batch),
+                ("heads", dims[1], kv_heads),
+                ("head_dim", dims[3], head_dim),
+            ];
+            for (name, left_len, right_len) in limits {
+                if left_len != right_len {
+                    let right = "the cache";
+                    return Err(PrismError::DimMismatch { name, left, left_len, right, right_len });
+                }
+            }
+            if tensor.dtype() != self.k.dtype() {
+                let got = format!("{:?}", tensor.dtype());
+                let allowed = "the element type of the cache";
+                return Err(PrismError::DType { what: left, allowed, got });
+            }
+            if tensor.device() != self.k.device() {
+                return Err(PrismError::Device { left, right: "cache" });
+            }
+        }
+        if v.dims()[2] != n {
+            let (left, right, right_len) = ("v", "k", n);
+            let left_len = v.dims()[2];
+            return Err(PrismError::DimMismatch {
+                name: "length",
+                left,
+                left_len,
+                right,
+                right_len,
+            });
+        }
+        if n > capacity - self.len {
+            let reason = format!(
+                "{n} more positions don't fit: {} of {capacity} are taken",
+                self.len
+            );
+            return Err(PrismError::Cache { reason });
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let at = [0..batch, 0..kv_heads, self.len..self.len + n, 0..head_dim];
+        self.k.inplace(|all| all.slice_assign(at.clone(), k));
+        self.v.inplace(|all| all.slice_assign(at, v));
+        self.len += n;
+        Ok(())
+    }
+
+    /// The keys held, a view of `[batch, kv_heads, len, head_dim]`.
+    pub fn keys(&self) -> Tensor<4> {
+        self.held(&self.k)
+    }
+
+    /// The values held, a view of `[batch, kv_heads, len, head_dim]`.
+    pub fn values(&self) -> Tensor<4> {
+        self.held(&self.v)
+    }
+
+    fn held(&self, all: &Tensor<4>) -> Tensor<4> {
+        let [batch, heads, _, head_dim] = all.dims();
+        all.clone().slice([0..batch, 0..heads, 0..self.len, 0..head_dim])
+    }
+
+    /// Checks a call of attention before the cache is changed.
+    pub(crate) fn check_call(
+        &self,
+        q: &Tensor<4>,
+        config: &PrismConfig,
+        options: &AttentionOptions,
+    ) -> Result<()> {
+        let [batch, kv_heads, capacity, head_dim] = self.k.dims();
+        let q_heads = self.history.dims()[1];
+        let dims = q.dims();
+        let limits =
+            [("batch", dims[0], batch), ("heads", dims[1], q_heads), ("head_dim", dims[3], head_dim)];
+        for (name, left_len, right_len) in limits {
+            if left_len != right_len {
+                let (left, right) = ("q", "the cache");
+                return Err(PrismError::DimMismatch { name, left, left_len, right, right_len });
+            }
+        }
+        AttentionShape::new(dims, [batch, kv_heads, capacity, head_dim], self.v.dims())?;
+        if q.dtype() != self.k.dtype() {
+            let got = format!("{:?}", q.dtype());
+            let allowed = "the element type of the cache";
+            return Err(PrismError::DType { what: "q", allowed, got });
+        }
+        if q.device() != self.k.device() {
+            return Err(PrismError::Device { left: "q", right: "cache" });
+        }
+        if config.block != self.block {
+            let reason =
+                format!("it pools blocks of {}, but the settings say {}", self.block, config.block);
+            return Err(PrismError::Cache { reason });
+        }
+        if options.lengths.is_some() {
+            let reason = "sequences of one cache have one length, but lengths were given".into();
+            return Err(PrismError::Cache { reason });
+        }
+        Ok(())
+    }
+
+    /// Means of the key blocks held, `[batch, kv_heads, key_blocks, head_dim]`; pools what is new.
+    pub(crate) fn pooled_keys(&mut self) -> Tensor<4> {
+        let [batch, heads, _, head_dim] = self.k.dims();
+        let blocks = self.len.div_ceil(self.block);
+        let first = self.pooled / self.block;
+        if self.pooled < self.len {
+            let from = first * self.block;
+            let fresh =
+                self.k.clone().slice([0..batch, 0..heads, from..self.len, 0..head_dim]);
+            // `from` is on the grid and keys start at it, so a grid of their own is the same one.
+            if let Ok(grid) = BlockGrid::new(self.block, 0, self.len - from) {
+                let means = attention::pool(fresh, &vec![grid; batch], Side::Keys);
+                let at = [0..batch, 0..heads, first..blocks, 0..head_dim];
+                self.pooled_k.inplace(|all| all.slice_assign(at, means));
+            }
+            self.pooled = self.len;
+        }
+        self.pooled_k.clone().slice([0..batch, 0..heads, 0..blocks, 0..head_dim])
+    }
+
+    /// Energy of earlier query blocks, `[batch, q_heads, 4]`.
+    pub(crate) fn history(&self) -> Tensor<3> {
+        self.history.clone()
+    }
+
+    /// Adds the energy of query blocks `[batch, q_heads, rows, head_dim]` just attended.
+    pub(crate) fn record_queries(&mut self, pooled_q: Tensor<4>, bands: &Bands) {
+        let [batch, heads, ..] = pooled_q.dims();
+        let device = pooled_q.device();
+        let square = pooled_q.clone() * pooled_q;
+        let all = square.clone().sum_dim(3);
+        // A block that isn't finite is left out, as in the scores.
+        let bad = all.clone().is_nan().bool_or(all.clone().is_inf());
+        let shape = square.dims();
+        let square = square.mask_fill(bad.clone().expand(shape), 0.0);
+        let energy = |dims: &[usize]| {
+            if dims.is_empty() {
+                return Tensor::zeros([batch, heads, 1, 1], (&device, DType::F32));
+            }
+            let index: Vec<i32> = dims.iter().map(|&c| c as i32).collect();
+            let index = Tensor::<1, Int>::from_data(
+                TensorData::new(index, [dims.len()]),
+                (&device, DType::I32),
+            );
+            square.clone().select(3, index).sum_dim(3).sum_dim(2)
+        };
+        let blocks = bad.bool_not().float().cast(DType::F32).sum_dim(2);
+        let added = Tensor::cat(
+            vec![
+                energy(bands.high()),
+                energy(bands.low()),
+                square.clone().sum_dim(3).sum_dim(2),
+                blocks,
+            ],
+            3,
+        );
+        self.history = self.history.clone() + added.reshape([batch, heads, 4]);
+    }
+}

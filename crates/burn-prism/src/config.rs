@@ -1,0 +1,155 @@
+//! All settings of Prism attention in one place; nothing is read from the environment.
+
+use prism_core::bands::{BandRule, Bands};
+use prism_core::error::{PrismError, Result};
+use prism_core::{Budget, Calibration, Rope, SelectionRule};
+use serde::{Deserialize, Serialize};
+
+use crate::module::PrismAttention;
+
+/// Settings of Prism attention. The dial that matters is the mass: more of it is closer to dense
+/// attention, less is faster.
+///
+/// ```
+/// use burn_prism::{PrismConfig, Rope};
+///
+/// let config = PrismConfig::new(Rope::new(10_000.0)).with_mass(0.9);
+/// let json = serde_json::to_string(&config)?;
+/// assert_eq!(serde_json::from_str::<PrismConfig>(&json)?, config);
+/// assert!(serde_json::from_str::<PrismConfig>(r#"{"rope": {"theta": 1e4}, "masss": 0.9}"#).is_err());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrismConfig {
+    /// The model's rotary embedding; decides the bands, so it must be the model's own.
+    pub rope: Rope,
+    /// Positions a block.
+    #[serde(default = "default_block")]
+    pub block: usize,
+    /// How dims are shared out between the bands.
+    #[serde(default)]
+    pub bands: BandRule,
+    /// Over which blocks the temperature calibration runs.
+    #[serde(default)]
+    pub calibration: Calibration,
+    /// Which blocks a row reads, given its scores.
+    #[serde(default)]
+    pub selection: SelectionRule,
+    /// Factor on the attention scores; 1/√head_dim unless given.
+    #[serde(default)]
+    pub scale: Option<f64>,
+    /// Prompts with fewer keys than this run dense; the backend's measured crossover unless given.
+    #[serde(default)]
+    pub dense_below: Option<usize>,
+}
+
+fn default_block() -> usize {
+    128
+}
+
+impl PrismConfig {
+    /// The paper's settings for a model with this rotary embedding: blocks of 128, mass .95.
+    pub fn new(rope: Rope) -> Self {
+        Self {
+            rope,
+            block: default_block(),
+            bands: BandRule::default(),
+            calibration: Calibration::default(),
+            selection: SelectionRule::default(),
+            scale: None,
+            dense_below: None,
+        }
+    }
+
+    /// Llama 3, 3.1, 3.2 and 3.3: θ = 500 000, mass .95. The context scaling of 3.1 and later
+    /// leaves the bands as they are (it starts at wavelengths of 2048).
+    pub fn llama3() -> Self {
+        Self::new(Rope::new(5e5))
+    }
+
+    /// Qwen3: θ = 1 000 000, mass .93.
+    pub fn qwen3() -> Self {
+        Self::new(Rope::new(1e6)).with_mass(0.93)
+    }
+
+    /// Qwen2 and Qwen2.5: θ = 1 000 000, mass .93.
+    pub fn qwen2() -> Self {
+        Self::new(Rope::new(1e6)).with_mass(0.93)
+    }
+
+    /// SmolLM2: θ = 100 000, mass .95.
+    pub fn smollm2() -> Self {
+        Self::new(Rope::new(1e5))
+    }
+
+    /// Sets the mass that each row keeps, in (0, 1].
+    pub fn with_mass(mut self, mass: f64) -> Self {
+        self.selection.budget = Budget::Mass(mass);
+        self
+    }
+
+    /// Sets the block size.
+    pub fn with_block(mut self, block: usize) -> Self {
+        self.block = block;
+        self
+    }
+
+    /// Sets explicit band widths, as the paper counts them.
+    pub fn with_bands(mut self, high: usize, low: usize) -> Self {
+        self.bands = BandRule::Dims { high, low };
+        self
+    }
+
+    /// Sets the calibration.
+    pub fn with_calibration(mut self, calibration: Calibration) -> Self {
+        self.calibration = calibration;
+        self
+    }
+
+    /// Sets how many of the last query blocks read everything.
+    pub fn with_dense_last_blocks(mut self, blocks: usize) -> Self {
+        self.selection.dense_last_blocks = blocks;
+        self
+    }
+
+    /// Sets the number of keys below which prompts run dense; 0 for never.
+    pub fn with_dense_below(mut self, keys: usize) -> Self {
+        self.dense_below = Some(keys);
+        self
+    }
+
+    /// Creates the module. Settings are checked against the head at the first call, or before it
+    /// with [`validate`](Self::validate).
+    pub fn init(&self) -> PrismAttention {
+        PrismAttention::new(self.clone())
+    }
+
+    /// Checks every setting for a head of `head_dim` dims and returns its bands.
+    ///
+    /// # Errors
+    /// The first setting out of range, with its limit and the value got.
+    pub fn validate(&self, head_dim: usize) -> Result<Bands> {
+        prism_core::BlockGrid::new(self.block, 0, 0)?;
+        self.selection.validate()?;
+        check_scale(self.scale)?;
+        // Fails on bad RoPE settings even where explicit bands don't need the frequencies.
+        self.rope.inv_freq(head_dim)?;
+        Bands::new(self.bands, Some(&self.rope), head_dim, self.block)
+    }
+}
+
+/// The factor on the scores.
+pub(crate) fn resolve_scale(scale: Option<f64>, head_dim: usize) -> Result<f64> {
+    check_scale(scale)?;
+    Ok(scale.unwrap_or(1.0 / (head_dim as f64).sqrt()))
+}
+
+fn check_scale(scale: Option<f64>) -> Result<()> {
+    match scale {
+        Some(got) if !(got > 0.0 && got.is_finite()) => {
+            Err(PrismError::OutOfRange { name: "scale", allowed: "finite and above 0", got })
+        }
+        _ => Ok(()),
+    }
+}

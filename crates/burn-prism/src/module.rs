@@ -1,0 +1,122 @@
+//! Prism attention as a Burn module without weights.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use prism_core::SequenceLengths;
+use prism_core::error::Result;
+
+use crate::attention::{
+    self, AttentionOptions, PrismOutput, block_sparse_attention, dense_attention, prism_attention,
+};
+use crate::cache::PrismCache;
+use crate::check;
+use crate::config::PrismConfig;
+use crate::ops::Side;
+use crate::plan;
+use crate::report::{Path, Report};
+
+/// Causal attention that reads only the blocks that matter: goes where a model's own
+/// scaled-dot-product attention was, after RoPE and before the output projection.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use burn_prism::PrismConfig;
+///
+/// let attention = PrismConfig::smollm2().init();
+/// let q = Tensor::<4>::zeros([1, 9, 16, 64], &Device::flex());
+/// let kv = Tensor::<4>::zeros([1, 3, 16, 64], &Device::flex());
+/// assert_eq!(attention.forward(q, kv.clone(), kv)?.dims(), [1, 9, 16, 64]);
+/// # Ok::<(), burn_prism::PrismError>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct PrismAttention {
+    #[module(skip)]
+    config: PrismConfig,
+}
+
+impl PrismAttention {
+    /// A module with the given settings.
+    pub fn new(config: PrismConfig) -> Self {
+        Self { config }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &PrismConfig {
+        &self.config
+    }
+
+    /// Attention of Q `[batch, q_heads, q_len, head_dim]` over K and V
+    /// `[batch, kv_heads, kv_len, head_dim]`, all rotated; the output has the shape of Q.
+    ///
+    /// # Errors
+    /// As [`prism_attention`].
+    pub fn forward(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Result<Tensor<4>> {
+        Ok(self.forward_with(q, k, v, &AttentionOptions::default())?.output)
+    }
+
+    /// [`forward`](Self::forward) with options, and with a report of what was done.
+    ///
+    /// # Errors
+    /// As [`prism_attention`].
+    pub fn forward_with(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        options: &AttentionOptions,
+    ) -> Result<PrismOutput> {
+        prism_attention(q, k, v, &self.config, options)
+    }
+
+    /// Attention of the next chunk of a prompt: appends K and V to the cache and attends over all
+    /// it holds. With [`Calibration::Causal`](prism_core::Calibration) and chunks that end on
+    /// block boundaries, chunks select exactly what the whole prompt selects.
+    ///
+    /// # Errors
+    /// As [`prism_attention`], and a cache that is full or was made for another shape, block size
+    /// or band; the cache is unchanged then.
+    pub fn forward_cached(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        cache: &mut PrismCache,
+        options: &AttentionOptions,
+    ) -> Result<PrismOutput> {
+        let bands = self.config.validate(q.dims()[3])?;
+        let options = attention::with_scale_of(options, &self.config);
+        crate::config::resolve_scale(options.scale, q.dims()[3])?;
+        cache.check_call(&q, &self.config, &options)?;
+        let queries = q.dims()[2];
+        cache.append(k, v)?;
+        let (keys, values) = (cache.keys(), cache.values());
+        let shape = check::inputs(&q, &keys, &values)?;
+        let lengths = SequenceLengths::resolve(None, &shape)?;
+        let grids = check::grids(self.config.block, &shape, None)?;
+        let (path, reason) = plan::choose_path(&self.config, &lengths, &q.device());
+        // Decoding needs no statistics: nothing sparse follows it in the same prompt.
+        let pooled_q = (queries > 1 && self.config.calibration == prism_core::Calibration::Causal
+            || path == Path::Sparse)
+            .then(|| attention::pool(q.clone(), &grids, Side::Queries));
+        let (result, selected) = match (path, &pooled_q) {
+            (Path::Sparse, Some(pooled_q)) => {
+                let selected = attention::select_pooled(
+                    pooled_q.clone(),
+                    cache.pooled_keys(),
+                    cache.history(),
+                    &shape,
+                    grids,
+                    &self.config,
+                    options.more_follows,
+                )?;
+                (block_sparse_attention(q, keys, values, &selected, &options)?, Some(selected))
+            }
+            _ => (dense_attention(q, keys, values, &options)?, None),
+        };
+        if let Some(pooled_q) = pooled_q {
+            cache.record_queries(pooled_q, &bands);
+        }
+        let report = Report { path, reason, selected };
+        Ok(PrismOutput { output: result.output, lse: result.lse, report })
+    }
+}

@@ -1,0 +1,102 @@
+//! The three operations that backends supply, as a Burn backend extension.
+//!
+//! Arguments are validated before they get here; shapes are those of [`crate::functions`].
+//! Default bodies are written in Burn tensor ops ([`crate::fallback`]) and run on any backend.
+
+#![cfg_attr(feature = "ndarray", allow(deprecated))] // Burn deprecates it, users still have it.
+
+use burn::backend::{
+    Backend, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+use derive_new::new;
+use prism_core::bands::Bands;
+use prism_core::{BlockGrid, Calibration, SelectionRule};
+
+use crate::fallback;
+
+/// Which side of the attention a tensor is pooled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Query blocks: rows of the grid, the first of which may start mid-block.
+    Queries,
+    /// Key blocks.
+    Keys,
+}
+
+/// How pooled Q and K become a selection.
+#[derive(Debug, Clone, new)]
+pub struct SelectParams {
+    /// Block grid of each sequence.
+    pub grids: Vec<BlockGrid>,
+    /// Dims of each band.
+    pub bands: Bands,
+    /// Temperature calibration.
+    pub calibration: Calibration,
+    /// The selection rule.
+    pub rule: SelectionRule,
+    /// Whether this is a chunk of a prompt that goes on.
+    pub more_follows: bool,
+}
+
+/// How attention is computed.
+#[derive(Debug, Clone, new)]
+pub struct AttendParams {
+    /// Block grid of each sequence.
+    pub grids: Vec<BlockGrid>,
+    /// Factor on the scores.
+    pub scale: f64,
+}
+
+/// Prism's operations on backend primitives.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Autodiff: cfg(feature = "autodiff"),
+)]
+pub trait PrismBackend: Backend {
+    /// Block means of `x` `[batch, heads, length, head_dim]` in f32:
+    /// `[batch, heads, blocks, head_dim]`, over the tokens actually present; 0 for blocks that a
+    /// shorter sequence lacks. `blocks` is that of the longest sequence.
+    fn prism_pool(x: FloatTensor<Self>, grids: Vec<BlockGrid>, side: Side) -> FloatTensor<Self> {
+        fallback::pool::<Self>(x, &grids, side)
+    }
+
+    /// Selection from pooled Q `[batch, q_heads, rows, head_dim]`, pooled K
+    /// `[batch, kv_heads, key_blocks, head_dim]` and the energy of earlier query blocks
+    /// `[batch, q_heads, 4]` (high, low, all, number of blocks), all f32.
+    ///
+    /// Returns words `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts
+    /// `[batch, q_heads, rows]`, both i32; bit `v % 32` of word `v / 32` says that the row reads
+    /// key block `v`.
+    fn prism_select(
+        pooled_q: FloatTensor<Self>,
+        pooled_k: FloatTensor<Self>,
+        history: FloatTensor<Self>,
+        params: SelectParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        fallback::select::<Self>(pooled_q, pooled_k, history, &params)
+    }
+
+    /// Attention over the selected blocks: output `[batch, q_heads, q_len, head_dim]` in the
+    /// dtype of Q, and LSE `[batch, q_heads, q_len]` in f32.
+    fn prism_attend(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        params: AttendParams,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        fallback::attend::<Self>(q, k, v, Some(words), &params)
+    }
+
+    /// Exact causal attention: [`prism_attend`](Self::prism_attend) over every causal block.
+    fn prism_attend_dense(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        params: AttendParams,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        fallback::attend::<Self>(q, k, v, None, &params)
+    }
+}

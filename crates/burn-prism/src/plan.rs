@@ -1,0 +1,158 @@
+//! What will run, before it runs.
+
+use std::fmt;
+
+use burn::backend::DispatchDevice;
+use burn::tensor::{DType, Device};
+use prism_core::error::Result;
+use prism_core::{AttentionShape, Cost, SequenceLengths};
+use serde::Serialize;
+
+use crate::check;
+use crate::config::PrismConfig;
+use crate::report::{Path, Reason};
+
+/// What computes on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// Native CPU kernels of the Flex backend.
+    Flex,
+    /// Burn tensor ops: right on any backend, but every causal key is read whatever the selection.
+    TensorOps,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flex => "native CPU kernels",
+            Self::TensorOps => "tensor ops",
+        })
+    }
+}
+
+/// What a call will do and need.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// The path that will run.
+    pub path: Path,
+    /// Why.
+    pub reason: Reason,
+    /// What will compute.
+    pub kernel: Kernel,
+    /// Bytes of results and scratch, inputs not counted.
+    pub bytes: u64,
+    /// Floating-point operations of exact causal attention.
+    pub dense_flops: f64,
+}
+
+/// Keys from which Prism at mass .95 beats dense attention with the Flex kernels: measured, see
+/// `docs/performance.md`.
+pub const FLEX_CROSSOVER: usize = 1024;
+
+/// Plans a call of [`prism_attention`](crate::prism_attention) of `shape` on `device` without
+/// running anything. It takes the path that the call itself would take.
+///
+/// # Errors
+/// Settings, lengths or an element type that the call would refuse, with the same error.
+pub fn plan(
+    config: &PrismConfig,
+    shape: &AttentionShape,
+    lengths: Option<&SequenceLengths>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Plan> {
+    check::element("q", dtype)?;
+    check::supported(dtype, device)?;
+    config.validate(shape.head_dim)?;
+    let grids = check::grids(config.block, shape, lengths)?;
+    let lengths = SequenceLengths::resolve(lengths, shape)?;
+    let (path, reason) = choose_path(config, &lengths, device);
+    let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
+    let scratch = match path {
+        Path::Dense => 0,
+        Path::Sparse => cost.pooled_bytes + cost.selection_bytes,
+    };
+    Ok(Plan {
+        path,
+        reason,
+        kernel: kernel(device),
+        bytes: cost.output_bytes + scratch,
+        dense_flops: cost.dense_flops,
+    })
+}
+
+/// What computes on `device`.
+pub fn kernel(device: &Device) -> Kernel {
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => Kernel::Flex,
+        #[allow(unreachable_patterns)] // Where Flex is the only backend.
+        _ => Kernel::TensorOps,
+    }
+}
+
+/// The path of a call with sequences of the given `(q_len, kv_len)`.
+pub(crate) fn choose_path(
+    config: &PrismConfig,
+    lengths: &[(usize, usize)],
+    device: &Device,
+) -> (Path, Reason) {
+    let queries = lengths.iter().map(|&(q, _)| q).max().unwrap_or(0);
+    let keys = lengths.iter().map(|&(_, kv)| kv).max().unwrap_or(0);
+    if queries == 0 || keys == 0 {
+        return (Path::Dense, Reason::Empty);
+    }
+    if queries == 1 {
+        return (Path::Dense, Reason::Decode);
+    }
+    let crossover = match (config.dense_below, kernel(device)) {
+        (Some(keys), _) => keys,
+        (None, Kernel::Flex) => FLEX_CROSSOVER,
+        (None, Kernel::TensorOps) => return (Path::Dense, Reason::NoSparseKernel),
+    };
+    if keys < crossover {
+        (Path::Dense, Reason::ShortPrompt { keys, crossover })
+    } else {
+        (Path::Sparse, Reason::LongPrompt { keys, crossover })
+    }
+}
+
+/// The support table of the README in Markdown, one line a device: what [`plan`] answers for a
+/// prompt of 8192 tokens in each element type and for every head_dim from 32 to 256.
+pub fn support_table(devices: &[(&str, Device)]) -> String {
+    let mut table = String::from(
+        "| device | f32 | f16 | bf16 | head_dim | query heads a kv head | computed by | unless set otherwise |\n\
+         |---|---|---|---|---|---|---|---|\n",
+    );
+    for (name, device) in devices {
+        let answer = |dtype: DType, head_dim: usize, group: usize| {
+            let kv = [1, 1, 8192, head_dim];
+            let shape = AttentionShape::new([1, group, 8192, head_dim], kv, kv)?;
+            plan(&PrismConfig::llama3(), &shape, None, dtype, device)
+        };
+        let works = |dtype| {
+            let every = (32..=256).step_by(2).all(|d| answer(dtype, d, 4).is_ok());
+            if every { "yes" } else { "no" }
+        };
+        let groups = (1..=32).all(|group| answer(DType::F32, 128, group).is_ok());
+        let (kernel, path) = match answer(DType::F32, 128, 4) {
+            Ok(plan) => (
+                plan.kernel.to_string(),
+                match plan.reason {
+                    Reason::LongPrompt { crossover, .. } => format!("sparse from {crossover} keys"),
+                    reason => format!("{} ({reason})", plan.path),
+                },
+            ),
+            Err(error) => ("nothing".into(), error.to_string()),
+        };
+        table += &format!(
+            "| {name} | {} | {} | {} | 32 … 256 | {} | {kernel} | {path} |\n",
+            works(DType::F32),
+            works(DType::F16),
+            works(DType::BF16),
+            if groups { "any" } else { "1" },
+        );
+    }
+    table
+}

@@ -1,0 +1,250 @@
+//! What the program takes.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use burn::tensor::Device;
+use burn_prism::{Calibration, PrismConfig};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Run Llama models with Prism block-sparse attention, and measure what it saves and costs.
+#[derive(Debug, Parser)]
+#[command(name = "prism", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate text from a prompt
+    Run(RunArgs),
+    /// Perplexity of a text file
+    Ppl(PplArgs),
+    /// Read a long text both ways, dense and Prism, and compare time and predictions
+    Compare(CompareArgs),
+    /// What a call of attention would do and need, without running it
+    Plan(PlanArgs),
+    /// What this machine can run, and why not the rest
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A GGUF file, or a Hugging Face directory with one safetensors file; with the feature `hub`
+    /// also a Hugging Face id
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+    /// Device to run on
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+    /// Print one JSON object instead of text and tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AttentionArg {
+    /// Exact attention
+    Dense,
+    /// Prism attention
+    Prism,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CalibrationArg {
+    /// Over all blocks (the paper)
+    Global,
+    /// Over the blocks so far: chunks select what the whole prompt selects
+    Causal,
+    /// None
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub struct PrismArgs {
+    /// Estimated probability that each row keeps, above 0 and at most 1
+    #[arg(long, default_value_t = 0.95)]
+    pub mass: f64,
+    /// Positions a block
+    #[arg(long, default_value_t = 128)]
+    pub block: usize,
+    /// Last query blocks that read everything
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub dense_last_blocks: usize,
+    /// Dims of the high band, with --low-dims; chosen from the model's RoPE unless given
+    #[arg(long, requires = "low_dims")]
+    pub high_dims: Option<usize>,
+    /// Dims of the low band, with --high-dims
+    #[arg(long, requires = "high_dims")]
+    pub low_dims: Option<usize>,
+    /// Temperature calibration
+    #[arg(long, value_enum, default_value_t = CalibrationArg::Global)]
+    pub calibration: CalibrationArg,
+    /// Prompts with fewer keys run dense; the device's measured crossover unless given
+    #[arg(long, value_name = "KEYS")]
+    pub dense_below: Option<usize>,
+}
+
+impl PrismArgs {
+    /// Applies the arguments to a model's own settings.
+    pub fn apply(&self, mut config: PrismConfig) -> PrismConfig {
+        config = config
+            .with_mass(self.mass)
+            .with_block(self.block)
+            .with_dense_last_blocks(self.dense_last_blocks)
+            .with_calibration(match self.calibration {
+                CalibrationArg::Global => Calibration::Global,
+                CalibrationArg::Causal => Calibration::Causal,
+                CalibrationArg::Off => Calibration::Off,
+            });
+        if let (Some(high), Some(low)) = (self.high_dims, self.low_dims) {
+            config = config.with_bands(high, low);
+        }
+        config.dense_below = self.dense_below;
+        config
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The prompt
+    #[arg(long, conflicts_with = "file", required_unless_present = "file")]
+    pub prompt: Option<String>,
+    /// A file that holds the prompt
+    #[arg(long)]
+    pub file: Option<PathBuf>,
+    /// Take the prompt as it is, without the model's chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Sampling temperature; 0 takes the likeliest token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Share of probability that sampling chooses from, above 0 and at most 1
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Seed of the sampling
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Tokens of the prompt to run at a time; all at once unless given
+    #[arg(long, value_name = "TOKENS")]
+    pub chunk: Option<usize>,
+    /// Attention of the prompt (decoding is always dense)
+    #[arg(long, value_enum, default_value_t = AttentionArg::Prism)]
+    pub attention: AttentionArg,
+    #[command(flatten)]
+    pub prism: PrismArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PplArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text file, UTF-8
+    #[arg(long)]
+    pub file: PathBuf,
+    /// Most tokens of it to read
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub tokens: usize,
+    /// Attention to measure
+    #[arg(long, value_enum, default_value_t = AttentionArg::Prism)]
+    pub attention: AttentionArg,
+    #[command(flatten)]
+    pub prism: PrismArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text file, UTF-8
+    #[arg(long)]
+    pub file: PathBuf,
+    /// Most tokens of it to read
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub tokens: usize,
+    /// Tokens to continue the text with, each way
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    pub continue_tokens: usize,
+    /// Write a heat map of one layer's selected blocks to this SVG file
+    #[arg(long, value_name = "SVG")]
+    pub heatmap: Option<PathBuf>,
+    /// Layer of the heat map; the middle one unless given
+    #[arg(long)]
+    pub layer: Option<usize>,
+    #[command(flatten)]
+    pub prism: PrismArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Take heads and RoPE from this model
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub tokens: usize,
+    /// Tokens already in the cache
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub cached: usize,
+    /// Sequences
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Query heads, without --model
+    #[arg(long, default_value_t = 32)]
+    pub q_heads: usize,
+    /// Key/value heads, without --model
+    #[arg(long, default_value_t = 8)]
+    pub kv_heads: usize,
+    /// Elements of a head, without --model
+    #[arg(long, default_value_t = 128)]
+    pub head_dim: usize,
+    /// Base of the RoPE frequencies, without --model
+    #[arg(long, default_value_t = 500_000.0)]
+    pub rope_theta: f64,
+    /// Element type: f32, f16 or bf16
+    #[arg(long, default_value = "f32")]
+    pub dtype: String,
+    /// Device to plan for
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub prism: PrismArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Devices of this build by name.
+pub fn devices() -> Vec<(&'static str, Device)> {
+    vec![
+        #[cfg(feature = "flex")]
+        ("flex", Device::flex()),
+        #[cfg(feature = "ndarray")]
+        ("ndarray", Device::ndarray()),
+    ]
+}
+
+/// Finds a device of this build.
+pub fn device(name: &str) -> Result<Device> {
+    let devices = devices();
+    match devices.iter().find(|(known, _)| *known == name) {
+        Some((_, device)) => Ok(device.clone()),
+        None => {
+            let known: Vec<_> = devices.iter().map(|(known, _)| *known).collect();
+            bail!("this build has no device {name:?}; it has: {}", known.join(", "))
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `prism plan`: what a call of attention would do and need.
+
+use anyhow::{Result, bail};
+use burn::tensor::DType;
+use burn_prism::{AttentionShape, Plan, PrismConfig, Rope};
+use serde::Serialize;
+
+use crate::args::{self, PlanArgs};
+use crate::{model, output};
+
+#[derive(Debug, Serialize)]
+struct Report {
+    #[serde(flatten)]
+    plan: Plan,
+    high_dims: usize,
+    low_dims: usize,
+    config: PrismConfig,
+}
+
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let device = args::device(&args.device)?;
+    let dtype = match args.dtype.as_str() {
+        "f32" => DType::F32,
+        "f16" => DType::F16,
+        "bf16" => DType::BF16,
+        other => bail!("element type must be f32, f16 or bf16, got {other:?}"),
+    };
+    let (rope, q_heads, kv_heads, head_dim) = match &args.model {
+        Some(path) => {
+            let checkpoint = model::checkpoint(path)?;
+            let config = checkpoint.config();
+            (prism_models::load::to_rope(&config.rope), config.q_heads, config.kv_heads, config.head_dim)
+        }
+        None => (Rope::new(args.rope_theta), args.q_heads, args.kv_heads, args.head_dim),
+    };
+    let keys = args.tokens.checked_add(args.cached).unwrap_or(usize::MAX);
+    let kv = [args.batch, kv_heads, keys, head_dim];
+    let shape = AttentionShape::new([args.batch, q_heads, args.tokens, head_dim], kv, kv)?;
+    let config = args.prism.apply(PrismConfig::new(rope));
+    let plan = burn_prism::plan(&config, &shape, None, dtype, &device)?;
+    let bands = config.validate(head_dim)?;
+    let report =
+        Report { plan, high_dims: bands.high().len(), low_dims: bands.low().len(), config };
+    if args.json {
+        return output::json(&report);
+    }
+    let mut table = output::table(&["plan", ""]);
+    table.add_row(["path".into(), format!("{} ({})", report.plan.path, report.plan.reason)]);
+    table.add_row(["computed by".into(), report.plan.kernel.to_string()]);
+    table.add_row(["results and scratch".into(), output::bytes(report.plan.bytes)]);
+    table.add_row(["dense attention".into(), format!("{:.3e} flop", report.plan.dense_flops)]);
+    table.add_row([
+        "bands".into(),
+        format!("{} high, {} low of {head_dim} dims", report.high_dims, report.low_dims),
+    ]);
+    println!("{table}");
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! One view of a model's files, whichever way they are stored: the names and the row order of
+//! Hugging Face, weights as 32-bit floats.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use crate::config::ModelConfig;
+use crate::error::LoadError;
+use crate::gguf::GgufFile;
+use crate::llama3_factors;
+use crate::names::{self, RowOrder};
+use crate::safetensors_dir::SafetensorsDir;
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
+
+/// The Llama 3 divisors of the rotary frequencies in GGUF files.
+const ROPE_DIVISORS: &str = "rope_freqs.weight";
+
+/// The weights, configuration, tokenizer and chat template of one model.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Files,
+    config: ModelConfig,
+    /// Where each tensor is stored, by canonical name.
+    stored: BTreeMap<String, Stored>,
+}
+
+#[derive(Debug)]
+enum Files {
+    Gguf(Box<GgufFile>),
+    Directory(SafetensorsDir),
+}
+
+#[derive(Debug)]
+struct Stored {
+    name: String,
+    order: RowOrder,
+}
+
+/// How the tensors of a checkpoint differ from those that its configuration implies.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TensorAudit {
+    /// Canonical names of the tensors that the model needs and the checkpoint lacks, sorted.
+    pub missing: Vec<String>,
+    /// Names of the tensors that the checkpoint has and the model does not use, sorted.
+    pub unexpected: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face directory, or a GGUF file.
+    ///
+    /// # Errors
+    ///
+    /// The path cannot be read, or the weights or the configuration are refused.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, LoadError> {
+        let path = path.as_ref();
+        let metadata = std::fs::metadata(path).map_err(|source| crate::files::io(path, source))?;
+        if metadata.is_dir() {
+            Self::from_directory(SafetensorsDir::open(path)?)
+        } else {
+            Self::from_gguf(GgufFile::open(path)?)
+        }
+    }
+
+    fn from_directory(directory: SafetensorsDir) -> Result<Self, LoadError> {
+        let config = directory.config()?;
+        let names = directory.weights().tensor_names().into_iter();
+        let stored = names
+            .map(|name| {
+                (
+                    name.clone(),
+                    Stored {
+                        name,
+                        order: RowOrder::Halves,
+                    },
+                )
+            })
+            .collect();
+        Ok(Self {
+            files: Files::Directory(directory),
+            config,
+            stored,
+        })
+    }
+
+    fn from_gguf(file: GgufFile) -> Result<Self, LoadError> {
+        let refused = |source| LoadError::Config {
+            path: file.path().into(),
+            source,
+        };
+        let has_tensor = |name: &str| file.tensor_info(name).is_some();
+        let mut config = ModelConfig::from_gguf(file.metadata(), has_tensor).map_err(refused)?;
+        if has_tensor(ROPE_DIVISORS) {
+            let divisors = file.dequantise(ROPE_DIVISORS)?;
+            config.rope.scaling =
+                llama3_factors::recognise(&divisors, &config.rope).map_err(refused)?;
+        }
+        let stored = file
+            .tensor_names()
+            .filter(|&name| name != ROPE_DIVISORS)
+            .map(|name| {
+                let plain = || (name.to_owned(), RowOrder::Halves);
+                let (canonical, order) = names::from_gguf(name).unwrap_or_else(plain);
+                (
+                    canonical,
+                    Stored {
+                        name: name.to_owned(),
+                        order,
+                    },
+                )
+            })
+            .collect();
+        Ok(Self {
+            files: Files::Gguf(Box::new(file)),
+            config,
+            stored,
+        })
+    }
+
+    /// The file behind the checkpoint, if it is a GGUF file.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match &self.files {
+            Files::Gguf(file) => Some(file),
+            Files::Directory(_) => None,
+        }
+    }
+
+    /// Sizes and settings of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The canonical names of the tensors, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.stored.keys().map(String::as_str)
+    }
+
+    /// The row-major shape of a tensor, by canonical name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let stored = &self.stored.get(name)?.name;
+        match &self.files {
+            Files::Gguf(file) => file.tensor_info(stored).map(|info| info.shape.as_slice()),
+            Files::Directory(directory) => directory
+                .weights()
+                .tensor_info(stored)
+                .map(|info| info.shape.as_slice()),
+        }
+    }
+
+    /// Reads a tensor by canonical name as 32-bit floats, row-major.
+    ///
+    /// # Errors
+    ///
+    /// The tensor is missing, has another shape, is stored in a type that cannot be converted, or
+    /// there is no memory for its values.
+    pub fn f32_tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let missing = || LoadError::MissingTensor { name: name.into() };
+        let got = self.shape(name).ok_or_else(missing)?;
+        if got != expected_shape {
+            return Err(LoadError::WrongShape {
+                name: name.into(),
+                expected: expected_shape.to_vec(),
+                got: got.to_vec(),
+            });
+        }
+        let stored = self.stored.get(name).ok_or_else(missing)?;
+        let values = match &self.files {
+            Files::Gguf(file) => file.dequantise(&stored.name)?,
+            Files::Directory(directory) => directory.weights().to_f32(&stored.name)?,
+        };
+        let heads = match stored.order {
+            RowOrder::Halves => return Ok(values),
+            RowOrder::InterleavedQ => self.config.q_heads,
+            RowOrder::InterleavedK => self.config.kv_heads,
+        };
+        let head_dim = self.config.head_dim;
+        if expected_shape.first() != Some(&(heads * head_dim)) {
+            let mut expected = expected_shape.to_vec();
+            expected[0] = heads * head_dim;
+            let (name, got) = (name.into(), got.to_vec());
+            return Err(LoadError::WrongShape {
+                name,
+                expected,
+                got,
+            });
+        }
+        Ok(names::halves_from_interleaved(&values, heads, head_dim))
+    }
+
+    /// As [`Checkpoint::f32_tensor`], and refuses NaN and infinite weights.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Checkpoint::f32_tensor`], and [`LoadError::NonFiniteWeight`].
+    pub fn finite_f32_tensor(
+        &self,
+        name: &str,
+        expected_shape: &[usize],
+    ) -> Result<Vec<f32>, LoadError> {
+        let values = self.f32_tensor(name, expected_shape)?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(index) => {
+                let (name, value) = (name.into(), values[index]);
+                Err(LoadError::NonFiniteWeight { name, index, value })
+            }
+        }
+    }
+
+    /// The names and row-major shapes of all tensors that the model needs.
+    pub fn expected_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        names::expected(&self.config)
+    }
+
+    /// Compares the names in the checkpoint with those that the model needs.
+    pub fn audit(&self) -> TensorAudit {
+        let expected: BTreeSet<_> = self
+            .expected_tensors()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        let missing = expected
+            .iter()
+            .filter(|name| !self.stored.contains_key(*name));
+        let unexpected = self.stored.keys().filter(|name| {
+            // Tied models may carry a copy of the embeddings, and old ones the rotary tables.
+            let copy = self.config.tie_embeddings && *name == "lm_head.weight";
+            !(expected.contains(*name) || copy || name.ends_with(".rotary_emb.inv_freq"))
+        });
+        TensorAudit {
+            missing: missing.cloned().collect(),
+            unexpected: unexpected.cloned().collect(),
+        }
+    }
+
+    /// Reads the tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// It is missing or refused, or it yields ids that the embedding table has no row for.
+    pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
+        let (tokenizer, path) = match &self.files {
+            Files::Directory(directory) => (directory.tokenizer()?, directory.config_path()),
+            Files::Gguf(file) => {
+                let path = file.path().to_path_buf();
+                match Tokenizer::from_gguf(file.metadata()) {
+                    Ok(tokenizer) => (tokenizer, path),
+                    Err(source) => return Err(LoadError::Tokenizer { path, source }),
+                }
+            }
+        };
+        match tokenizer.check_fits(self.config.vocab_size) {
+            Ok(()) => Ok(tokenizer),
+            Err(source) => Err(LoadError::Tokenizer { path, source }),
+        }
+    }
+
+    /// Reads the chat template; `None` where the model has none.
+    ///
+    /// # Errors
+    ///
+    /// A file is refused, or the template does not parse.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>, LoadError> {
+        match &self.files {
+            Files::Directory(directory) => directory.chat_template(),
+            Files::Gguf(file) => {
+                ChatTemplate::from_gguf(file.metadata()).map_err(|source| LoadError::Template {
+                    path: file.path().into(),
+                    source,
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Llama: decoder-only transformer with RMSNorm, RoPE, grouped-query attention and SwiGLU.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn_nn::RmsNorm;
+use burn_prism::{AttentionOptions, PrismAttention, PrismCache, PrismConfig};
+use prism_core::AttentionShape;
+
+use crate::config::ModelConfig;
+use crate::mlp::Mlp;
+use crate::model_error::ModelError;
+use crate::rope::Rotation;
+use crate::self_attention::{LayerTrace, SelfAttention};
+
+/// One decoder layer.
+#[derive(Module, Debug)]
+pub struct DecoderLayer {
+    pub(crate) input_norm: RmsNorm,
+    pub(crate) attention: SelfAttention,
+    pub(crate) post_norm: RmsNorm,
+    pub(crate) mlp: Mlp,
+}
+
+/// A Llama model.
+#[derive(Module, Debug)]
+pub struct Llama {
+    /// `[vocab, hidden]`.
+    pub(crate) embedding: Param<Tensor<2>>,
+    pub(crate) layers: Vec<DecoderLayer>,
+    pub(crate) norm: RmsNorm,
+    /// `[vocab, hidden]`; the embedding where `None`.
+    pub(crate) head: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    pub(crate) rope: prism_core::Rope,
+    #[module(skip)]
+    pub(crate) config: ModelConfig,
+}
+
+/// Caches of all layers.
+#[derive(Debug, Clone)]
+pub struct LlamaCache {
+    layers: Vec<PrismCache>,
+}
+
+impl LlamaCache {
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, PrismCache::len)
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Positions it can hold.
+    pub fn capacity(&self) -> usize {
+        self.layers.first().map_or(0, PrismCache::capacity)
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub fn reset(&mut self) {
+        self.layers.iter_mut().for_each(PrismCache::reset);
+    }
+}
+
+impl Llama {
+    /// Sizes and settings.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Prism settings that fit this model: its RoPE, and the paper's defaults.
+    pub fn prism_config(&self) -> PrismConfig {
+        PrismConfig::new(self.rope)
+    }
+
+    /// Lets every layer attend with Prism, or exactly where `None`.
+    ///
+    /// # Errors
+    /// Settings that don't fit the heads.
+    pub fn set_attention(&mut self, prism: Option<&PrismConfig>) -> Result<(), ModelError> {
+        for layer in 0..self.layers.len() {
+            self.set_layer_attention(layer, prism)?;
+        }
+        Ok(())
+    }
+
+    /// Lets one layer attend with Prism, or exactly where `None`.
+    ///
+    /// # Errors
+    /// A layer past the last, or settings that don't fit the heads.
+    pub fn set_layer_attention(
+        &mut self,
+        layer: usize,
+        prism: Option<&PrismConfig>,
+    ) -> Result<(), ModelError> {
+        if let Some(config) = prism {
+            config.validate(self.config.head_dim)?;
+        }
+        let layers = self.layers.len();
+        let got = self
+            .layers
+            .get_mut(layer)
+            .ok_or(ModelError::NoSuchLayer { layer, layers })?;
+        got.attention
+            .set_prism(prism.map(|config| PrismAttention::new(config.clone())));
+        Ok(())
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> Device {
+        self.embedding.val().device()
+    }
+
+    /// The element type of the weights.
+    pub fn dtype(&self) -> DType {
+        self.embedding.val().dtype()
+    }
+
+    /// An empty cache for one sequence of `capacity` tokens and Prism blocks of `block`.
+    ///
+    /// # Errors
+    /// A capacity or block size of 0.
+    pub fn cache(&self, capacity: usize, block: usize) -> Result<LlamaCache, ModelError> {
+        let kv = [1, self.config.kv_heads, capacity, self.config.head_dim];
+        let q = [1, self.config.q_heads, capacity, self.config.head_dim];
+        let shape = AttentionShape::new(q, kv, kv)?;
+        let (dtype, device) = (self.dtype(), self.device());
+        let layers = (0..self.layers.len())
+            .map(|_| PrismCache::new(&shape, capacity, block, dtype, &device))
+            .collect::<Result<_, _>>()?;
+        Ok(LlamaCache { layers })
+    }
+
+    /// Runs the tokens that follow those in the cache and returns their final hidden states
+    /// `[1, n, hidden]`. `trace` hears from every layer as it ends, and makes attention be timed.
+    ///
+    /// # Errors
+    /// No tokens, ids past the vocabulary, more than the cache has room for; the cache is
+    /// unchanged then.
+    pub fn hidden(
+        &self,
+        ids: &[u32],
+        cache: &mut LlamaCache,
+        options: &AttentionOptions,
+        mut trace: Option<&mut dyn FnMut(LayerTrace)>,
+    ) -> Result<Tensor<3>, ModelError> {
+        let n = ids.len();
+        self.check(ids, cache)?;
+        let device = self.device();
+        let tokens: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let tokens =
+            Tensor::<1, Int>::from_data(TensorData::new(tokens, [n]), (&device, DType::I32));
+        let rotation = Rotation::new(
+            &self.rope,
+            self.config.head_dim,
+            cache.len(),
+            n,
+            (self.dtype(), &device),
+        )?;
+        let mut x = self.embedding.val().select(0, tokens).unsqueeze_dim::<3>(0);
+        for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
+            let normed = layer.input_norm.forward(x.clone());
+            let timed = trace.is_some();
+            let (attended, report, seconds) = layer
+                .attention
+                .forward(normed, &rotation, cache, options, timed)?;
+            x = x + attended;
+            x = x.clone() + layer.mlp.forward(layer.post_norm.forward(x));
+            if let Some(trace) = &mut trace {
+                trace(LayerTrace {
+                    layer: index,
+                    report,
+                    seconds,
+                });
+            }
+        }
+        Ok(x)
+    }
+
+    /// Logits `[n, vocab]` of hidden states `[1, n, hidden]`.
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<2> {
+        let head = self.head.as_ref().unwrap_or(&self.embedding).val();
+        self.norm
+            .forward(hidden)
+            .squeeze_dim::<2>(0)
+            .matmul(head.transpose())
+    }
+
+    /// Runs the tokens that follow those in the cache and returns the logits `[vocab]` of the last
+    /// position, in f32 on the host.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden), or the device failed.
+    pub fn next_logits(
+        &self,
+        ids: &[u32],
+        cache: &mut LlamaCache,
+        options: &AttentionOptions,
+        trace: Option<&mut dyn FnMut(LayerTrace)>,
+    ) -> Result<Vec<f32>, ModelError> {
+        let hidden = self.hidden(ids, cache, options, trace)?;
+        self.last_logits(&hidden)
+    }
+
+    /// Logits `[vocab]` of the last of hidden states `[1, n, hidden]`, in f32 on the host.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn last_logits(&self, hidden: &Tensor<3>) -> Result<Vec<f32>, ModelError> {
+        let [_, n, width] = hidden.dims();
+        let last = hidden.clone().slice([0..1, n - 1..n, 0..width]);
+        crate::model_error::read_f32(self.logits(last))
+    }
+
+    fn check(&self, ids: &[u32], cache: &LlamaCache) -> Result<(), ModelError> {
+        if ids.is_empty() {
+            return Err(ModelError::NoTokens);
+        }
+        let vocab = self.config.vocab_size;
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(ModelError::TokenId { id, vocab });
+        }
+        if cache.layers.len() != self.layers.len() {
+            let (layers, got) = (self.layers.len(), cache.layers.len());
+            return Err(ModelError::CacheLayers { layers, got });
+        }
+        let free = cache.capacity() - cache.len();
+        if ids.len() > free {
+            return Err(ModelError::CacheFull {
+                tokens: ids.len(),
+                free,
+            });
+        }
+        Ok(())
+    }
+}

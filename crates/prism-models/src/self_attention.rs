@@ -1,0 +1,113 @@
+//! Grouped-query self-attention with a cache, dense or Prism.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn_nn::Linear;
+use burn_prism::{
+    AttentionOptions, Path, PrismAttention, PrismCache, Reason, Report, dense_attention,
+};
+use prism_core::error::Result;
+
+use crate::rope::Rotation;
+
+/// The attention of one decoder layer.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    /// Exact attention while `None`.
+    prism: Option<PrismAttention>,
+    head_dim: usize,
+}
+
+/// What attention did in one layer.
+#[derive(Debug, Clone)]
+pub struct LayerTrace {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Which path ran, why, and what it read.
+    pub report: Report,
+    /// Seconds in attention: pooling, selection and attention itself, without projections.
+    pub seconds: f64,
+}
+
+impl SelfAttention {
+    /// From projections `[hidden, heads · head_dim]` and `[q_heads · head_dim, hidden]`.
+    pub fn new(
+        q_proj: Linear,
+        k_proj: Linear,
+        v_proj: Linear,
+        o_proj: Linear,
+        head_dim: usize,
+    ) -> Self {
+        Self {
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+            prism: None,
+            head_dim,
+        }
+    }
+
+    /// Chooses Prism, or exact attention.
+    pub fn set_prism(&mut self, prism: Option<PrismAttention>) {
+        self.prism = prism;
+    }
+
+    /// Attention of `x` `[batch, n, hidden]`, the tokens that follow those in the cache.
+    ///
+    /// # Errors
+    /// A full cache, or settings that don't fit the heads.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        rotation: &Rotation,
+        cache: &mut PrismCache,
+        options: &AttentionOptions,
+        timed: bool,
+    ) -> Result<(Tensor<3>, Report, f64)> {
+        let [batch, n, _] = x.dims();
+        let heads = |y: Tensor<3>| {
+            let heads = y.dims()[2] / self.head_dim;
+            y.reshape([batch, n, heads, self.head_dim]).swap_dims(1, 2)
+        };
+        let q = rotation.apply(heads(self.q_proj.forward(x.clone())));
+        let k = rotation.apply(heads(self.k_proj.forward(x.clone())));
+        let v = heads(self.v_proj.forward(x));
+        let device = q.device();
+        let sync = || {
+            if timed {
+                // A failed device reports at the next read; here only the clock matters.
+                let _ = device.sync();
+            }
+        };
+        sync();
+        let start = std::time::Instant::now();
+        let (output, report) = match &self.prism {
+            Some(prism) => {
+                let result = prism.forward_cached(q, k, v, cache, options)?;
+                (result.output, result.report)
+            }
+            None => {
+                cache.append(k, v)?;
+                let result = dense_attention(q, cache.keys(), cache.values(), options)?;
+                let report = Report {
+                    path: Path::Dense,
+                    reason: Reason::Chosen,
+                    selected: None,
+                };
+                (result.output, report)
+            }
+        };
+        sync();
+        let seconds = start.elapsed().as_secs_f64();
+        let [_, q_heads, _, head_dim] = output.dims();
+        let output = output
+            .swap_dims(1, 2)
+            .reshape([batch, n, q_heads * head_dim]);
+        Ok((self.o_proj.forward(output), report, seconds))
+    }
+}
