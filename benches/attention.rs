@@ -28,32 +28,50 @@ struct Problem {
     shape: AttentionShape,
 }
 
-fn problem(name: &'static str, q_heads: usize, kv_heads: usize, length: usize, d: usize) -> Problem {
+fn problem(
+    name: &'static str,
+    q_heads: usize,
+    kv_heads: usize,
+    length: usize,
+    d: usize,
+) -> Problem {
     let device = Device::flex();
     let random = |heads| {
-        Tensor::random([1, heads, length, d], Distribution::Normal(0.0, 1.0), &device)
+        Tensor::random(
+            [1, heads, length, d],
+            Distribution::Normal(0.0, 1.0),
+            &device,
+        )
     };
     let kv = [1, kv_heads, length, d];
     let shape = AttentionShape::new([1, q_heads, length, d], kv, kv).expect("a valid shape");
-    Problem { name, q: random(q_heads), k: random(kv_heads), v: random(kv_heads), shape }
+    Problem {
+        name,
+        q: random(q_heads),
+        k: random(kv_heads),
+        v: random(kv_heads),
+        shape,
+    }
 }
 
 /// Keeps each causal block with probability `keep` by a fixed pattern, block 0 and the diagonal
 /// always.
 fn selection(shape: &AttentionShape, keep: f64) -> (BlockSelection, Vec<BlockGrid>) {
     let grid = BlockGrid::new(BLOCK, shape.q_len, shape.kv_len).expect("a valid grid");
-    let mut selection =
-        BlockSelection::empty(1, shape.q_heads, grid.rows(), grid.key_blocks());
+    let mut selection = BlockSelection::empty(1, shape.q_heads, grid.rows(), grid.key_blocks());
     let mut state = 1u64;
     let mut uniform = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as f64 / f64::from(1u32 << 31)
     };
     for head in 0..shape.q_heads {
         for row in 0..grid.rows() {
             let last = grid.causal_blocks(row) - 1;
-            let blocks: Vec<usize> =
-                (0..=last).filter(|&v| v == 0 || v == last || uniform() < keep).collect();
+            let blocks: Vec<usize> = (0..=last)
+                .filter(|&v| v == 0 || v == last || uniform() < keep)
+                .collect();
             selection.set_row(0, head, row, blocks);
         }
     }
@@ -61,10 +79,18 @@ fn selection(shape: &AttentionShape, keep: f64) -> (BlockSelection, Vec<BlockGri
 }
 
 fn run(criterion: &mut Criterion, problem: &Problem) {
-    let Problem { name, q, k, v, shape } = problem;
+    let Problem {
+        name,
+        q,
+        k,
+        v,
+        shape,
+    } = problem;
     let options = AttentionOptions::default();
     let mut group = criterion.benchmark_group(*name);
-    group.sample_size(10).warm_up_time(Duration::from_millis(500));
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500));
     group.measurement_time(Duration::from_secs(4));
 
     let [b, kv_heads, n, d] = k.dims();
@@ -77,8 +103,18 @@ fn run(criterion: &mut Criterion, problem: &Problem) {
     let (k_all, v_all) = (repeat(k), repeat(v));
     group.bench_function("burn", |bencher| {
         bencher.iter(|| {
-            let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-            black_box(attention(q.clone(), k_all.clone(), v_all.clone(), None, None, options))
+            let options = AttentionModuleOptions {
+                is_causal: true,
+                ..Default::default()
+            };
+            black_box(attention(
+                q.clone(),
+                k_all.clone(),
+                v_all.clone(),
+                None,
+                None,
+                options,
+            ))
         });
     });
     group.bench_function("dense", |bencher| {
@@ -107,7 +143,13 @@ fn run(criterion: &mut Criterion, problem: &Problem) {
 /// Ratios from interleaved runs: each round times every contender once, so that whatever slows the
 /// machine down slows all of them.
 fn ratios(problem: &Problem) {
-    let Problem { name, q, k, v, shape } = problem;
+    let Problem {
+        name,
+        q,
+        k,
+        v,
+        shape,
+    } = problem;
     let options = AttentionOptions::default();
     let [b, kv_heads, n, d] = k.dims();
     let repeat = |x: &Tensor<4>| {
@@ -128,8 +170,18 @@ fn ratios(problem: &Problem) {
         .collect();
     let config = PrismConfig::llama3();
     let burn = || {
-        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
-        black_box(attention(q.clone(), k_all.clone(), v_all.clone(), None, None, options));
+        let options = AttentionModuleOptions {
+            is_causal: true,
+            ..Default::default()
+        };
+        black_box(attention(
+            q.clone(),
+            k_all.clone(),
+            v_all.clone(),
+            None,
+            None,
+            options,
+        ));
     };
     let dense = || {
         black_box(dense_attention(q.clone(), k.clone(), v.clone(), &options).expect("runs"));
@@ -169,7 +221,9 @@ fn ratios(problem: &Problem) {
     println!("| | ms | over dense | over density · dense |\n|---|---|---|---|");
     for (i, (what, _)) in contenders.iter().enumerate() {
         let ratio = medians[i] / medians[1];
-        let fair = i.checked_sub(3).map(|i| format!("{:.3}", ratio / selections[i].0));
+        let fair = i
+            .checked_sub(3)
+            .map(|i| format!("{:.3}", ratio / selections[i].0));
         println!(
             "| {what} | {:.1} | {ratio:.3} | {} |",
             1e3 * medians[i],

@@ -8,9 +8,7 @@ use burn_prism::{
 };
 use prism_core::oracle;
 use rstest::rstest;
-use tests::{
-    Inputs, Kind, assert_lse, assert_right, devices, grids, random_selection, values,
-};
+use tests::{Inputs, Kind, assert_lse, assert_right, devices, grids, random_selection, values};
 
 fn shape(q_heads: usize, kv_heads: usize, q_len: usize, kv_len: usize, d: usize) -> AttentionShape {
     let kv = [1, kv_heads, kv_len, d];
@@ -34,8 +32,20 @@ fn check(shape: AttentionShape, kind: Kind, block: usize, seed: u64) {
             let naive = inputs.naive(&dense_grids, None, dtype);
             let got = dense_attention(q.clone(), k.clone(), v.clone(), &options).unwrap();
             assert_eq!(got.output.dtype(), dtype);
-            assert_right(&format!("dense {what}"), &values(got.output), &right.out, &naive, d, len, dtype);
-            assert_lse(&format!("dense {what}"), &values(got.lse.unwrap()), &right.lse);
+            assert_right(
+                &format!("dense {what}"),
+                &values(got.output),
+                &right.out,
+                &naive,
+                d,
+                len,
+                dtype,
+            );
+            assert_lse(
+                &format!("dense {what}"),
+                &values(got.lse.unwrap()),
+                &right.lse,
+            );
 
             let selection = random_selection(&dense_grids, shape.q_heads, 0.3, seed);
             let selected =
@@ -43,8 +53,20 @@ fn check(shape: AttentionShape, kind: Kind, block: usize, seed: u64) {
             let right = inputs.oracle(&dense_grids, Some(&selection));
             let naive = inputs.naive(&dense_grids, Some(&selection), dtype);
             let got = block_sparse_attention(q, k, v, &selected, &options).unwrap();
-            assert_right(&format!("sparse {what}"), &values(got.output), &right.out, &naive, d, len, dtype);
-            assert_lse(&format!("sparse {what}"), &values(got.lse.unwrap()), &right.lse);
+            assert_right(
+                &format!("sparse {what}"),
+                &values(got.output),
+                &right.out,
+                &naive,
+                d,
+                len,
+                dtype,
+            );
+            assert_lse(
+                &format!("sparse {what}"),
+                &values(got.lse.unwrap()),
+                &right.lse,
+            );
         }
     }
 }
@@ -57,7 +79,12 @@ fn for_every_head_dim(#[values(8, 32, 33, 40, 64, 80, 96, 112, 128, 192, 256, 51
 #[rstest]
 fn for_every_group_size(#[values(1, 3, 4, 5, 6, 7, 8, 14, 16, 32)] group: usize) {
     check(shape(group, 1, 70, 70, 64), Kind::Normal, 32, group as u64);
-    check(shape(2 * group, 2, 70, 70, 32), Kind::Normal, 16, group as u64);
+    check(
+        shape(2 * group, 2, 70, 70, 32),
+        Kind::Normal,
+        16,
+        group as u64,
+    );
 }
 
 #[rstest]
@@ -82,7 +109,13 @@ fn for_chunks_and_for_more_queries_than_keys(#[case] q_len: usize, #[case] kv_le
 
 #[rstest]
 fn for_every_kind_of_input(
-    #[values(Kind::Normal, Kind::HeavyTailed, Kind::Spikes, Kind::Constant, Kind::Large)]
+    #[values(
+        Kind::Normal,
+        Kind::HeavyTailed,
+        Kind::Spikes,
+        Kind::Constant,
+        Kind::Large
+    )]
     kind: Kind,
 ) {
     check(shape(4, 2, 260, 260, 64), kind, 64, 11);

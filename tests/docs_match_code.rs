@@ -20,9 +20,13 @@ fn bless_support_table_of_the_readme() {
     const END: &str = "<!-- end of support table -->";
     let readme = read("README.md");
     let begin = readme.find(BEGIN).expect("the README marks the table") + BEGIN.len();
-    let end = readme.find(END).expect("the README marks the end of the table");
-    let table =
-        support_table(&[("`Device::flex()`", Device::flex()), ("`Device::ndarray()`", Device::ndarray())]);
+    let end = readme
+        .find(END)
+        .expect("the README marks the end of the table");
+    let table = support_table(&[
+        ("`Device::flex()`", Device::flex()),
+        ("`Device::ndarray()`", tests::ndarray()),
+    ]);
     if std::env::var_os("PRISM_BLESS").is_some() {
         let text = format!("{}{table}{}", &readme[..begin], &readme[end..]);
         std::fs::write(root().join("README.md"), text).unwrap();
@@ -40,7 +44,10 @@ fn tree_of_the_readme_is_complete() {
             let entry = entry.unwrap();
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.path().is_dir() && !name.starts_with('.') && name != "target" {
-                assert!(readme.contains(&name), "README.md doesn't mention {folder}/{name}");
+                assert!(
+                    readme.contains(&name),
+                    "README.md doesn't mention {folder}/{name}"
+                );
             }
         }
     }
@@ -50,11 +57,16 @@ fn tree_of_the_readme_is_complete() {
 #[test]
 fn patch_of_the_readme_is_the_examples() {
     let (readme, example) = (read("README.md"), read("examples/patch_your_llama.rs"));
-    let diff = readme.split("```diff\n").nth(1).and_then(|rest| rest.split("```").next());
+    let diff = readme
+        .split("```diff\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next());
     let diff = diff.expect("the README shows the patch as a diff");
     let mut changed = 0;
     for line in diff.lines() {
-        let Some(code) = line.strip_prefix(['+', '-']) else { continue };
+        let Some(code) = line.strip_prefix(['+', '-']) else {
+            continue;
+        };
         changed += 1;
         assert!(example.contains(code.trim()), "not in the example: {code}");
     }

@@ -10,7 +10,10 @@ use proptest::prelude::*;
 use tests::{Inputs, Kind, assert_right, devices, grids, random_selection, tensor, values};
 
 fn config() -> PrismConfig {
-    PrismConfig::llama3().with_block(32).with_bands(32, 48).with_dense_below(0)
+    PrismConfig::llama3()
+        .with_block(32)
+        .with_bands(32, 48)
+        .with_dense_below(0)
 }
 
 fn shape(batch: usize, heads: usize, kv_heads: usize, len: usize, d: usize) -> AttentionShape {
@@ -31,8 +34,24 @@ fn mass_one_equals_dense() {
         let grids = grids(&shape, 32);
         let naive = inputs.naive(&grids, None, DType::F32);
         let right = inputs.oracle(&grids, None).out;
-        assert_right("mass 1", &values(prism.output), &right, &naive, 64, 300, DType::F32);
-        assert_right("dense", &values(dense.output), &right, &naive, 64, 300, DType::F32);
+        assert_right(
+            "mass 1",
+            &values(prism.output),
+            &right,
+            &naive,
+            64,
+            300,
+            DType::F32,
+        );
+        assert_right(
+            "dense",
+            &values(dense.output),
+            &right,
+            &naive,
+            64,
+            300,
+            DType::F32,
+        );
     }
 }
 
@@ -63,14 +82,19 @@ fn grouped_heads_equal_expanded_heads() {
     for device in devices() {
         let [q, k, v] = inputs.tensors(DType::F32, &device);
         let options = AttentionOptions::default();
-        let grouped = prism_attention(q.clone(), k.clone(), v.clone(), &config(), &options).unwrap();
+        let grouped =
+            prism_attention(q.clone(), k.clone(), v.clone(), &config(), &options).unwrap();
         let expand = |x: Tensor<4>| {
             let [b, h, n, d] = x.dims();
-            x.unsqueeze_dim::<5>(2).expand([b, h, 3, n, d]).reshape([b, h * 3, n, d])
+            x.unsqueeze_dim::<5>(2)
+                .expand([b, h, 3, n, d])
+                .reshape([b, h * 3, n, d])
         };
         let expanded = prism_attention(q, expand(k), expand(v), &config(), &options).unwrap();
         let close = |a: Vec<f32>, b: Vec<f32>| {
-            a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0))
+            a.iter()
+                .zip(&b)
+                .all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0))
         };
         assert!(close(values(grouped.output), values(expanded.output)));
     }
@@ -130,10 +154,13 @@ fn a_ragged_batch_equals_its_sequences() {
             let cut = |x: &Tensor<4>, n: usize| x.clone().narrow(0, b, 1).narrow(2, 0, n);
             let (q, k) = (cut(&q, q_lens[b]), cut(&k, kv_lens[b]));
             let v = cut(&v, kv_lens[b]);
-            let one =
-                prism_attention(q, k, v, &config(), &AttentionOptions::default()).unwrap();
+            let one = prism_attention(q, k, v, &config(), &AttentionOptions::default()).unwrap();
             let (got, right) = (values(cut(&batch.output, q_lens[b])), values(one.output));
-            let off = got.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let off = got
+                .iter()
+                .zip(&right)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
             assert!(off <= 1e-5, "{device:?}: sequence {b} is off by {off}");
         }
     }
@@ -164,7 +191,11 @@ fn strided_views_are_read_in_place() {
         let views: [&dyn Fn(&Tensor<4>) -> Tensor<4>; 3] = [&permuted, &cached, &flipped];
         for (i, view) in views.iter().enumerate() {
             let got = prism_attention(view(&q), view(&k), view(&v), &config(), &options).unwrap();
-            assert_eq!((values(got.output), values(got.lse.unwrap())), right, "{device:?} view {i}");
+            assert_eq!(
+                (values(got.output), values(got.lse.unwrap())),
+                right,
+                "{device:?} view {i}"
+            );
         }
         // Broadcast heads: one kv head expanded to two with stride 0.
         let one = |x: &Tensor<4>| x.clone().narrow(1, 0, 1);
@@ -173,7 +204,10 @@ fn strided_views_are_read_in_place() {
         let right = dense_attention(q.clone(), one(&k), one(&v), &options).unwrap();
         let got = dense_attention(q, two(&k), two(&v), &options).unwrap();
         let (got, right) = (values(got.output), values(right.output));
-        assert!(got.iter().zip(&right).all(|(a, b)| (a - b).abs() < 1e-5), "{device:?} broadcast");
+        assert!(
+            got.iter().zip(&right).all(|(a, b)| (a - b).abs() < 1e-5),
+            "{device:?} broadcast"
+        );
     }
 }
 
@@ -187,7 +221,10 @@ fn same_input_gives_the_same_bits() {
             let options = AttentionOptions::default().with_lse();
             let result = prism_attention(q, k, v, &config(), &options).unwrap();
             let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            (bits(values(result.output)), bits(values(result.lse.unwrap())))
+            (
+                bits(values(result.output)),
+                bits(values(result.lse.unwrap())),
+            )
         };
         let first = run();
         assert!((0..4).all(|_| run() == first), "{device:?}");
@@ -237,7 +274,15 @@ fn a_selection_of_ones_own_is_obeyed() {
         let got = block_sparse_attention(q, k, v, &selected, &options).unwrap();
         let naive = inputs.naive(&grids, Some(&selection), DType::F32);
         let right = inputs.oracle(&grids, Some(&selection)).out;
-        assert_right("own", &values(got.output), &right, &naive, 32, 256, DType::F32);
+        assert_right(
+            "own",
+            &values(got.output),
+            &right,
+            &naive,
+            32,
+            256,
+            DType::F32,
+        );
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
 use burn_prism::{AttentionOptions, PrismConfig};
-use prism_models::{Checkpoint, Llama, LayerTrace, Sampler};
+use prism_models::{Checkpoint, LayerTrace, Llama, Sampler};
 use tests::{Fixture, fixtures, values};
 
 fn tiny() -> (PathBuf, Fixture, Llama) {
@@ -53,7 +53,11 @@ fn assert_model(llama: &Llama, golden: &Fixture, prefix: &str, block: usize) -> 
     let n = ids.len();
     let last = values(llama.logits(hidden.narrow(1, n - 8, 8)));
     let right = golden.values(&format!("{prefix}logits_last8"));
-    let off = last.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let off = last
+        .iter()
+        .zip(right)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     assert!(off < 5e-3, "{prefix}logits are off by {off}");
     traces
 }
@@ -72,7 +76,11 @@ fn prism_llama_agrees_with_the_published_prism() {
     let traces = assert_model(&llama, &golden, "prism_", 16);
     for (trace, &right) in traces.iter().zip(golden.values("prism_density")) {
         let got = trace.report.density().unwrap();
-        assert!((got - f64::from(right)).abs() < 5e-3, "layer {}: {got}, not {right}", trace.layer);
+        assert!(
+            (got - f64::from(right)).abs() < 5e-3,
+            "layer {}: {got}, not {right}",
+            trace.layer
+        );
     }
 }
 
@@ -84,9 +92,15 @@ fn greedy_continuation_is_the_golden_one() {
         let mut cache = llama.cache(ids.len() + 16, 16).unwrap();
         let logits = llama.prefill(&ids, chunk, &mut cache, None).unwrap();
         let got = llama
-            .generate(logits, 16, &mut Sampler::greedy(), &mut cache, &mut |_| true)
+            .generate(logits, 16, &mut Sampler::greedy(), &mut cache, &mut |_| {
+                true
+            })
             .unwrap();
-        let right: Vec<u32> = golden.values("greedy16").iter().map(|&id| id as u32).collect();
+        let right: Vec<u32> = golden
+            .values("greedy16")
+            .iter()
+            .map(|&id| id as u32)
+            .collect();
         assert_eq!(got, right, "chunk {chunk:?}");
     }
 }
@@ -101,9 +115,14 @@ fn attention_is_swapped_a_layer_at_a_time() {
     let mut paths = Vec::new();
     let options = AttentionOptions::default();
     llama
-        .hidden(&ids, &mut cache, &options, Some(&mut |trace| {
-            paths.push(trace.report.path.to_string());
-        }))
+        .hidden(
+            &ids,
+            &mut cache,
+            &options,
+            Some(&mut |trace| {
+                paths.push(trace.report.path.to_string());
+            }),
+        )
         .unwrap();
     assert_eq!(paths, ["dense", "sparse", "dense"]);
     assert!(llama.set_layer_attention(3, None).is_err());
@@ -115,12 +134,17 @@ fn tokens_and_caches_that_do_not_fit_are_refused() {
     let options = AttentionOptions::default();
     let mut cache = llama.cache(4, 16).unwrap();
     for ids in [&[][..], &[512], &[1, 2, 3, 4, 5]] {
-        assert!(llama.hidden(ids, &mut cache, &options, None).is_err(), "{ids:?}");
+        assert!(
+            llama.hidden(ids, &mut cache, &options, None).is_err(),
+            "{ids:?}"
+        );
         assert!(cache.is_empty());
     }
     assert!(llama.prefill(&[1, 2], Some(0), &mut cache, None).is_err());
     assert!(llama.cache(0, 16).is_err());
-    llama.hidden(&[1, 2, 3, 4], &mut cache, &options, None).unwrap();
+    llama
+        .hidden(&[1, 2, 3, 4], &mut cache, &options, None)
+        .unwrap();
     assert!(llama.hidden(&[1], &mut cache, &options, None).is_err());
     cache.reset();
     llama.hidden(&[1], &mut cache, &options, None).unwrap();

@@ -13,7 +13,13 @@ use safetensors::{Dtype, SafeTensors};
 
 /// Devices under test: Flex has native kernels, ndarray runs the tensor-op bodies.
 pub fn devices() -> Vec<Device> {
-    vec![Device::flex(), Device::ndarray()]
+    vec![Device::flex(), ndarray()]
+}
+
+/// The device without kernels of ours.
+#[allow(deprecated)] // Burn deprecates it, users still have it.
+pub fn ndarray() -> Device {
+    Device::ndarray()
 }
 
 /// The folder of golden data: `PRISM_FIXTURES`, else `../shared/fixtures` beside the repository,
@@ -24,7 +30,11 @@ pub fn fixtures() -> PathBuf {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let shared = root.join("../shared/fixtures");
-    if shared.is_dir() { shared } else { root.join("fixtures") }
+    if shared.is_dir() {
+        shared
+    } else {
+        root.join("fixtures")
+    }
 }
 
 /// Files of a folder of the fixtures with the given ending; none is a failure, never a pass.
@@ -77,7 +87,10 @@ impl Fixture {
                 (name.to_string(), (view.shape().to_vec(), values))
             })
             .collect();
-        Self { metadata: header.metadata().clone().unwrap_or_default(), tensors }
+        Self {
+            metadata: header.metadata().clone().unwrap_or_default(),
+            tensors,
+        }
     }
 
     /// A number of the metadata.
@@ -87,7 +100,11 @@ impl Fixture {
 
     /// Values of a tensor.
     pub fn values(&self, name: &str) -> &[f32] {
-        &self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}")).1
+        &self
+            .tensors
+            .get(name)
+            .unwrap_or_else(|| panic!("no tensor {name}"))
+            .1
     }
 
     /// Whether it holds a tensor.
@@ -113,7 +130,10 @@ pub fn tensor(values: &[f32], shape: [usize; 4], dtype: DType, device: &Device) 
 
 /// The values of a tensor in f32.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data_dtype(DType::F32).try_into_vec::<f32>().unwrap()
+    tensor
+        .into_data_dtype(DType::F32)
+        .try_into_vec::<f32>()
+        .unwrap()
 }
 
 /// Kinds of input that break different things.
@@ -203,7 +223,16 @@ impl Inputs {
             shape,
             q: random(kind, q, dtype, seed),
             k: random(kind, kv, dtype, seed + 1),
-            v: random(if kind == Kind::Constant { Kind::Normal } else { kind }, kv, dtype, seed + 2),
+            v: random(
+                if kind == Kind::Constant {
+                    Kind::Normal
+                } else {
+                    kind
+                },
+                kv,
+                dtype,
+                seed + 2,
+            ),
         }
     }
 
@@ -235,7 +264,14 @@ impl Inputs {
         selection: Option<&BlockSelection>,
         dtype: DType,
     ) -> Vec<f32> {
-        let AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim: d } = self.shape;
+        let AttentionShape {
+            batch,
+            q_heads,
+            kv_heads,
+            q_len,
+            kv_len,
+            head_dim: d,
+        } = self.shape;
         let scale = 1.0 / (d as f32).sqrt();
         let mut out = vec![0.0; batch * q_heads * q_len * d];
         for b in 0..batch {
@@ -282,19 +318,36 @@ impl Inputs {
 
 /// Asserts the error rule: max|out − oracle| ≤ 2 max|naive − oracle| + 2 rounding(dtype), and the
 /// cosine of every run of 128 rows of every head is at least 0.9999.
-pub fn assert_right(what: &str, out: &[f32], oracle: &[f64], naive: &[f32], d: usize, len: usize, dtype: DType) {
-    assert!(oracle.iter().all(|x| x.is_finite()), "{what}: the oracle is not finite");
+pub fn assert_right(
+    what: &str,
+    out: &[f32],
+    oracle: &[f64],
+    naive: &[f32],
+    d: usize,
+    len: usize,
+    dtype: DType,
+) {
+    assert!(
+        oracle.iter().all(|x| x.is_finite()),
+        "{what}: the oracle is not finite"
+    );
     assert_eq!(out.len(), oracle.len(), "{what}: length");
     let error = |got: &[f32]| {
-        got.iter().zip(oracle).map(|(&a, b)| (f64::from(a) - b).abs()).fold(0.0, |max, e| {
-            assert!(!e.is_nan(), "{what}: NaN in the output");
-            f64::max(max, e)
-        })
+        got.iter()
+            .zip(oracle)
+            .map(|(&a, b)| (f64::from(a) - b).abs())
+            .fold(0.0, |max, e| {
+                assert!(!e.is_nan(), "{what}: NaN in the output");
+                f64::max(max, e)
+            })
     };
     let size = oracle.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
     let allowed = 2.0 * error(naive) + 2.0 * epsilon(dtype) * size;
     let got = error(out);
-    assert!(got <= allowed, "{what}: off by {got:e}, allowed {allowed:e}");
+    assert!(
+        got <= allowed,
+        "{what}: off by {got:e}, allowed {allowed:e}"
+    );
     assert_cosine(what, out, oracle, d, len);
 }
 
@@ -307,7 +360,11 @@ pub fn assert_cosine(what: &str, out: &[f32], oracle: &[f64], d: usize, len: usi
             let norm_b: f64 = b.iter().map(|x| x.powi(2)).sum::<f64>().sqrt();
             if norm_b > 0.0 {
                 let cosine = dot / (norm_a * norm_b);
-                assert!(cosine >= 0.9999, "{what}: head {head}, rows {}: cosine {cosine}", run * 128);
+                assert!(
+                    cosine >= 0.9999,
+                    "{what}: head {head}, rows {}: cosine {cosine}",
+                    run * 128
+                );
             } else {
                 assert_eq!(norm_a, 0.0, "{what}: head {head} should be 0");
             }
@@ -324,7 +381,10 @@ pub fn assert_lse(what: &str, lse: &[f32], oracle: &[f64]) {
             assert_eq!(got, f32::NEG_INFINITY, "{what}: LSE of row {i}");
         } else {
             let off = (f64::from(got) - right).abs();
-            assert!(off <= 1e-5 * right.abs().max(1.0), "{what}: LSE of row {i}: {got}, not {right}");
+            assert!(
+                off <= 1e-5 * right.abs().max(1.0),
+                "{what}: LSE of row {i}: {got}, not {right}"
+            );
         }
     }
 }

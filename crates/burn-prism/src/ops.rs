@@ -1,6 +1,6 @@
 //! The three operations that backends supply, as a Burn backend extension.
 //!
-//! Arguments are validated before they get here; shapes are those of [`crate::functions`].
+//! Arguments are validated before they get here; shapes are those of [`crate::attention`].
 //! Default bodies are written in Burn tensor ops ([`crate::fallback`]) and run on any backend.
 
 #![cfg_attr(feature = "ndarray", allow(deprecated))] // Burn deprecates it, users still have it.
@@ -10,19 +10,11 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use derive_new::new;
+pub use prism_core::Side;
 use prism_core::bands::Bands;
 use prism_core::{BlockGrid, Calibration, SelectionRule};
 
 use crate::fallback;
-
-/// Which side of the attention a tensor is pooled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// Query blocks: rows of the grid, the first of which may start mid-block.
-    Queries,
-    /// Key blocks.
-    Keys,
-}
 
 /// How pooled Q and K become a selection.
 #[derive(Debug, Clone, new)]

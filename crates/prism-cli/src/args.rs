@@ -228,6 +228,7 @@ pub struct DoctorArgs {
 }
 
 /// Devices of this build by name.
+#[cfg_attr(feature = "ndarray", allow(deprecated))] // Burn deprecates ndarray, users still have it.
 pub fn devices() -> Vec<(&'static str, Device)> {
     vec![
         #[cfg(feature = "flex")]
@@ -244,7 +245,10 @@ pub fn device(name: &str) -> Result<Device> {
         Some((_, device)) => Ok(device.clone()),
         None => {
             let known: Vec<_> = devices.iter().map(|(known, _)| *known).collect();
-            bail!("this build has no device {name:?}; it has: {}", known.join(", "))
+            bail!(
+                "this build has no device {name:?}; it has: {}",
+                known.join(", ")
+            )
         }
     }
 }

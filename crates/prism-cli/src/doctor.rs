@@ -46,7 +46,11 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         report.threads,
         output::bytes(report.memory_bytes),
         output::bytes(report.free_memory_bytes),
-        if report.cpu_features.is_empty() { "baseline".into() } else { report.cpu_features.join(" ") },
+        if report.cpu_features.is_empty() {
+            "baseline".into()
+        } else {
+            report.cpu_features.join(" ")
+        },
     );
     let mut table = output::table(&["device", "computed by", "element types", "sparse from"]);
     for device in &report.devices {
@@ -54,7 +58,9 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             device.name.to_string(),
             device.kernel.to_string(),
             device.dtypes.join(" "),
-            device.sparse_from.map_or("never by itself".into(), |keys| format!("{keys} keys")),
+            device
+                .sparse_from
+                .map_or("never by itself".into(), |keys| format!("{keys} keys")),
         ]);
     }
     println!("{table}");
@@ -70,8 +76,14 @@ fn examine() -> Report {
     let devices = args::devices()
         .into_iter()
         .map(|(name, device)| {
-            let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
-            let dtypes = types.into_iter().filter(|&(_, dtype)| device.supports_dtype(dtype));
+            let types = [
+                ("f32", DType::F32),
+                ("f16", DType::F16),
+                ("bf16", DType::BF16),
+            ];
+            let dtypes = types
+                .into_iter()
+                .filter(|&(_, dtype)| device.supports_dtype(dtype));
             let kernel = kernel(&device);
             DeviceReport {
                 name,
@@ -81,8 +93,10 @@ fn examine() -> Report {
             }
         })
         .collect();
-    let missing = ["cpu", "cuda", "wgpu", "vulkan", "metal", "rocm"]
-        .map(|name| Missing { name, reason: "this version has no kernels for it".into() });
+    let missing = ["cpu", "cuda", "wgpu", "vulkan", "metal", "rocm"].map(|name| Missing {
+        name,
+        reason: "this version has no kernels for it".into(),
+    });
     Report {
         version: env!("CARGO_PKG_VERSION"),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -102,7 +116,10 @@ fn cpu_features() -> Vec<&'static str> {
         ("fma", std::is_x86_feature_detected!("fma")),
         ("avx512f", std::is_x86_feature_detected!("avx512f")),
     ];
-    all.into_iter().filter(|&(_, has)| has).map(|(name, _)| name).collect()
+    all.into_iter()
+        .filter(|&(_, has)| has)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -14,9 +14,13 @@ pub fn write(
     layer: usize,
 ) -> Result<()> {
     let [_, heads, rows, key_blocks] = selection.shape();
-    let grid = grids.first().ok_or_else(|| anyhow!("the selection is empty"))?;
+    let grid = grids
+        .first()
+        .ok_or_else(|| anyhow!("the selection is empty"))?;
     let readers = |row: usize, v: usize| {
-        (0..heads).filter(|&head| selection.contains(0, head, row, v)).count()
+        (0..heads)
+            .filter(|&head| selection.contains(0, head, row, v))
+            .count()
     };
     let failed = |error: &dyn std::fmt::Display| anyhow!("{error}");
     let root = SVGBackend::new(path, (720, 760)).into_drawing_area();
@@ -39,9 +43,8 @@ pub fn write(
         .y_desc("query block")
         .draw()
         .map_err(|e| failed(&e))?;
-    let cells = (0..grid.rows()).flat_map(|row| {
-        (0..grid.causal_blocks(row)).map(move |v| (row, v))
-    });
+    let cells =
+        (0..grid.rows()).flat_map(|row| (0..grid.causal_blocks(row)).map(move |v| (row, v)));
     chart
         .draw_series(cells.map(|(row, v)| {
             let share = readers(row, v) as f64 / heads as f64;

@@ -65,23 +65,26 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let mut stream = tokenizer.stream(true);
     let mut text = String::new();
     let mut failed = None;
-    let tokens =
-        llama.generate(logits, args.max_tokens, &mut sampler, &mut cache, &mut |token| {
-            match stream.push(token) {
-                Ok(piece) => {
-                    if !args.model.json {
-                        print!("{piece}");
-                        let _ = std::io::stdout().flush();
-                    }
-                    text += &piece;
-                    true
+    let tokens = llama.generate(
+        logits,
+        args.max_tokens,
+        &mut sampler,
+        &mut cache,
+        &mut |token| match stream.push(token) {
+            Ok(piece) => {
+                if !args.model.json {
+                    print!("{piece}");
+                    let _ = std::io::stdout().flush();
                 }
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
+                text += &piece;
+                true
             }
-        })?;
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        },
+    )?;
     if let Some(error) = failed {
         return Err(error.into());
     }
@@ -92,7 +95,10 @@ pub fn run(args: &RunArgs) -> Result<()> {
     // The last chunk saw the whole prompt: its path and density speak for the call.
     let layers = llama.config().layers;
     let last = &traces[traces.len() - layers..];
-    let densities = last.iter().map(|t| t.report.density()).collect::<Result<Vec<_>, _>>()?;
+    let densities = last
+        .iter()
+        .map(|t| t.report.density())
+        .collect::<Result<Vec<_>, _>>()?;
     let report = Report {
         prompt_tokens: ids.len(),
         tokens: tokens.len(),
@@ -129,7 +135,11 @@ fn prompt_ids(args: &RunArgs, opened: &Opened) -> Result<Vec<u32>> {
         (None, Some(file)) => model::read_text(file)?,
         (None, None) => bail!("give --prompt or --file"),
     };
-    let template = if args.raw { None } else { opened.checkpoint.chat_template()? };
+    let template = if args.raw {
+        None
+    } else {
+        opened.checkpoint.chat_template()?
+    };
     let ids = match template {
         Some(template) => {
             let config = opened.llama.config();

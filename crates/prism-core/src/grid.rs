@@ -16,6 +16,15 @@ pub const MIN_BLOCK: usize = 1;
 /// Largest block size.
 pub const MAX_BLOCK: usize = 1 << 20;
 
+/// Which side of the attention blocks are taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Query blocks: the rows of a selection, the first of which may start mid-block.
+    Queries,
+    /// Key blocks.
+    Keys,
+}
+
 /// Block grid of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockGrid {

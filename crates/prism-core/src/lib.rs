@@ -25,7 +25,7 @@ pub mod shape;
 pub use bands::{BandRule, Bands};
 pub use cost::Cost;
 pub use error::{PrismError, Result};
-pub use grid::BlockGrid;
+pub use grid::{BlockGrid, Side};
 pub use rope::{Rope, RopeLayout, RopeScaling};
 pub use scores::Calibration;
 pub use select::{Budget, SelectionRule};

@@ -93,7 +93,8 @@ impl Checkpoint {
         if has_tensor(ROPE_DIVISORS) {
             let divisors = file.dequantise(ROPE_DIVISORS)?;
             config.rope.scaling =
-                llama3_factors::recognise(&divisors, &config.rope).map_err(refused)?;
+                llama3_factors::recognise(&divisors, &config.rope, config.head_dim)
+                    .map_err(refused)?;
         }
         let stored = file
             .tensor_names()

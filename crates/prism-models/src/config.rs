@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::error::ConfigError;
-use crate::rope_settings::RopeSettings;
+use prism_core::Rope;
 
 /// Largest `config.json` that is read, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -42,7 +42,7 @@ pub struct ModelConfig {
     /// Term that keeps RMS normalisation from dividing by zero.
     pub rms_eps: f64,
     /// Rotary position embedding.
-    pub rope: RopeSettings,
+    pub rope: Rope,
     /// Whether the output projection is the embedding table.
     pub tie_embeddings: bool,
     /// Longest sequence, in tokens.

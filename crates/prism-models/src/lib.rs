@@ -1,5 +1,9 @@
-//! Everything around a Llama model that is not tensor arithmetic: opening checkpoints (a Hugging
-//! Face directory or a GGUF file), tokenizing, rendering chat templates and sampling.
+//! Llama models for Burn with Prism attention, from files to text.
+//!
+//! Reading order: [`checkpoint`] (a Hugging Face directory or a [`gguf`] file, seen alike),
+//! [`config`], [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`],
+//! [`tokenizer`] and [`template`] (text in), [`sample`] and [`generate`] (text out),
+//! [`perplexity`].
 //!
 //! Files are untrusted. Every reader here validates before it allocates, and answers a bad file
 //! with a typed error that says the limit and the value it got.
@@ -8,44 +12,29 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 mod files;
+pub mod generate;
 pub mod gguf;
+pub mod llama;
 mod llama3_factors;
+pub mod load;
+pub mod mlp;
+pub mod model_error;
 pub mod names;
-pub mod rope_settings;
+pub mod perplexity;
+pub mod rope;
 pub mod safetensors_dir;
 pub mod sample;
+pub mod self_attention;
 pub mod template;
 pub mod tokenizer;
 
 pub use checkpoint::{Checkpoint, TensorAudit};
 pub use config::ModelConfig;
 pub use error::{ConfigError, LoadError};
-pub use rope_settings::{RopeScaling, RopeSettings};
+pub use llama::{Llama, LlamaCache};
+pub use model_error::ModelError;
+pub use perplexity::Predictions;
 pub use sample::{SampleError, Sampler};
+pub use self_attention::LayerTrace;
 pub use template::{ChatTemplate, Message, TemplateError};
 pub use tokenizer::{DecodeStream, Tokenizer, TokenizerError};
-
-#[cfg(feature = "flex")]
-pub mod generate;
-#[cfg(feature = "flex")]
-pub mod llama;
-#[cfg(feature = "flex")]
-pub mod load;
-#[cfg(feature = "flex")]
-pub mod mlp;
-#[cfg(feature = "flex")]
-pub mod model_error;
-#[cfg(feature = "flex")]
-pub mod perplexity;
-#[cfg(feature = "flex")]
-pub mod rope;
-#[cfg(feature = "flex")]
-pub mod self_attention;
-#[cfg(feature = "flex")]
-pub use llama::{Llama, LlamaCache};
-#[cfg(feature = "flex")]
-pub use model_error::ModelError;
-#[cfg(feature = "flex")]
-pub use perplexity::Predictions;
-#[cfg(feature = "flex")]
-pub use self_attention::LayerTrace;

@@ -31,8 +31,6 @@ pub struct Llama {
     /// `[vocab, hidden]`; the embedding where `None`.
     pub(crate) head: Option<Param<Tensor<2>>>,
     #[module(skip)]
-    pub(crate) rope: prism_core::Rope,
-    #[module(skip)]
     pub(crate) config: ModelConfig,
 }
 
@@ -72,7 +70,7 @@ impl Llama {
 
     /// Prism settings that fit this model: its RoPE, and the paper's defaults.
     pub fn prism_config(&self) -> PrismConfig {
-        PrismConfig::new(self.rope)
+        PrismConfig::new(self.config.rope)
     }
 
     /// Lets every layer attend with Prism, or exactly where `None`.
@@ -153,7 +151,7 @@ impl Llama {
         let tokens =
             Tensor::<1, Int>::from_data(TensorData::new(tokens, [n]), (&device, DType::I32));
         let rotation = Rotation::new(
-            &self.rope,
+            &self.config.rope,
             self.config.head_dim,
             cache.len(),
             n,

@@ -4,7 +4,7 @@
 use std::f64::consts::TAU;
 
 use crate::error::ConfigError;
-use crate::rope_settings::{RopeScaling, RopeSettings};
+use prism_core::{Rope, RopeScaling};
 
 // All Llama 3 models share these; they differ in the factor only.
 const LOW_FREQ_FACTOR: f64 = 1.0;
@@ -19,14 +19,18 @@ const TOLERANCE: f64 = 1e-4;
 /// # Errors
 ///
 /// No Llama 3 scaling has these divisors.
-pub(crate) fn recognise(stored: &[f32], rope: &RopeSettings) -> Result<RopeScaling, ConfigError> {
+pub(crate) fn recognise(
+    stored: &[f32],
+    rope: &Rope,
+    head_dim: usize,
+) -> Result<RopeScaling, ConfigError> {
     let largest = stored.iter().copied().fold(1.0f32, f32::max);
     let factor = f64::from(largest);
-    let expected = divisors(factor, rope);
+    let expected = divisors(factor, rope.theta, head_dim);
     let close = |(&stored, expected): (&f32, f64)| {
         (f64::from(stored) - expected).abs() <= TOLERANCE * expected
     };
-    let same_length = stored.len() == rope.rotary_dim / 2;
+    let same_length = stored.len() == head_dim / 2;
     if !(factor.is_finite() && same_length && stored.iter().zip(expected).all(close)) {
         return Err(ConfigError::Unsupported {
             field: "rope_freqs.weight",
@@ -44,8 +48,7 @@ pub(crate) fn recognise(stored: &[f32], rope: &RopeSettings) -> Result<RopeScali
 
 /// The divisor of each frequency: 1 for the high ones, `factor` for the low ones, and between
 /// them the inverse of a straight line from `1 / factor` to 1.
-fn divisors(factor: f64, rope: &RopeSettings) -> impl Iterator<Item = f64> {
-    let (theta, dim) = (rope.theta, rope.rotary_dim);
+fn divisors(factor: f64, theta: f64, dim: usize) -> impl Iterator<Item = f64> {
     (0..dim / 2).map(move |i| {
         let wavelength = TAU * theta.powf(2.0 * i as f64 / dim as f64);
         let rotations = ORIGINAL_MAX_POSITIONS as f64 / wavelength;
@@ -61,21 +64,19 @@ mod tests {
 
     #[test]
     fn is_the_factor_found_again_and_a_foreign_tensor_refused() {
-        let rope = RopeSettings {
-            theta: 5e5,
-            rotary_dim: 128,
-            scaling: RopeScaling::None,
-        };
-        let mut stored = divisors(8.0, &rope).map(|x| x as f32).collect::<Vec<_>>();
+        let rope = Rope::new(5e5);
+        let mut stored = divisors(8.0, rope.theta, 128)
+            .map(|x| x as f32)
+            .collect::<Vec<_>>();
         assert_eq!((stored[0], stored[63]), (1.0, 8.0));
-        let scaling = recognise(&stored, &rope).unwrap();
+        let scaling = recognise(&stored, &rope, 128).unwrap();
         assert!(matches!(scaling, RopeScaling::Llama3 { factor: 8.0, .. }));
         stored[0] = 2.0;
         assert!(matches!(
-            recognise(&stored, &rope),
+            recognise(&stored, &rope, 128),
             Err(ConfigError::Unsupported { .. })
         ));
-        assert!(recognise(&[], &rope).is_err());
-        assert!(recognise(&[f32::NAN; 64], &rope).is_err());
+        assert!(recognise(&[], &rope, 128).is_err());
+        assert!(recognise(&[f32::NAN; 64], &rope, 128).is_err());
     }
 }

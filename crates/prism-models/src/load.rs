@@ -34,7 +34,6 @@ impl Llama {
             });
         }
         let config = checkpoint.config().clone();
-        let rope = to_rope(&config.rope);
         let total = checkpoint.expected_tensors().len();
         let mut loader = Loader {
             checkpoint,
@@ -82,7 +81,6 @@ impl Llama {
             layers,
             norm,
             head,
-            rope,
             config,
         })
     }
@@ -134,43 +132,5 @@ impl Loader<'_> {
             gamma: self.param(name, [width])?,
             epsilon,
         })
-    }
-}
-
-pub fn to_rope(settings: &crate::RopeSettings) -> prism_core::Rope {
-    use crate::rope_settings::RopeScaling as From;
-    use prism_core::RopeScaling as To;
-    let scaling = match settings.scaling {
-        From::None => To::None,
-        From::Linear { factor } => To::Linear { factor },
-        From::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_positions,
-        } => To::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_positions,
-        },
-        From::Yarn {
-            factor,
-            beta_fast,
-            beta_slow,
-            original_max_positions,
-            attention_factor,
-        } => To::Yarn {
-            factor,
-            beta_fast,
-            beta_slow,
-            original_max_positions,
-            attention_factor,
-        },
-    };
-    prism_core::Rope {
-        rotary_dim: Some(settings.rotary_dim),
-        scaling,
-        ..prism_core::Rope::new(settings.theta)
     }
 }

@@ -21,7 +21,7 @@ pub struct Int<B: Backend>(pub IntTensor<B>);
 pub struct Bool<B: Backend>(pub BoolTensor<B>);
 
 macro_rules! shape_ops {
-    ($Kind:ident, $slice:ident, $reshape:ident, $expand:ident) => {
+    ($Kind:ident, $slice:ident, $reshape:ident) => {
         impl<B: Backend> $Kind<B> {
             pub fn dims<const D: usize>(&self) -> [usize; D] {
                 self.0.shape().dims()
@@ -44,7 +44,17 @@ macro_rules! shape_ops {
             pub fn reshape<const D: usize>(self, dims: [usize; D]) -> Self {
                 Self(B::$reshape(self.0, Shape::new(dims)))
             }
+        }
+    };
+}
 
+shape_ops!(Float, float_slice, float_reshape);
+shape_ops!(Int, int_slice, int_reshape);
+shape_ops!(Bool, bool_slice, bool_reshape);
+
+macro_rules! expand_op {
+    ($Kind:ident, $expand:ident) => {
+        impl<B: Backend> $Kind<B> {
             pub fn expand(self, dims: impl Into<Shape>) -> Self {
                 let shape = dims.into();
                 if self.0.shape() == shape {
@@ -56,9 +66,8 @@ macro_rules! shape_ops {
     };
 }
 
-shape_ops!(Float, float_slice, float_reshape, float_expand);
-shape_ops!(Int, int_slice, int_reshape, int_expand);
-shape_ops!(Bool, bool_slice, bool_reshape, bool_expand);
+expand_op!(Float, float_expand);
+expand_op!(Bool, bool_expand);
 
 macro_rules! join_ops {
     ($Kind:ident, $Value:ty, $full:ident, $dtype:expr, $cat:ident) => {

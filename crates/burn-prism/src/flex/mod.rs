@@ -1,7 +1,7 @@
 //! Native CPU kernels: plain Rust over strided slices, nothing of Burn.
 //!
 //! [`pool`] reads Q or K once; [`attend`] walks the selected [`blocks`] of each query tile with
-//! an online [`softmax`] between two register-tiled block products ([`matmul`]).
+//! an online `softmax` between two register-tiled block products (`matmul`).
 
 pub mod attend;
 pub mod blocks;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use prism_core::error::{PrismError, Result};
-use prism_core::grid::BlockGrid;
+use prism_core::grid::{BlockGrid, Side};
 use rayon::prelude::*;
 
 use super::view::{Element, Head, View};
@@ -13,15 +13,6 @@ const SERIAL: usize = 16;
 /// Elements from which a second thread pays off.
 const WORTH_A_THREAD: usize = 1 << 16;
 
-/// Which blocks of a grid are pooled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Axis {
-    /// Query blocks, the rows of a selection.
-    Queries,
-    /// Key blocks.
-    Keys,
-}
-
 /// Block means of a `[batch, heads, length, dim]` view: `[batch, heads, blocks, dim]` in f32,
 /// contiguous, with as many blocks as the longest of `grids` (one a sequence) has.
 ///
@@ -30,15 +21,15 @@ pub enum Axis {
 ///
 /// # Errors
 /// Another number of grids than sequences, or a grid longer than the view.
-pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], axis: Axis) -> Result<Vec<f32>> {
+pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], side: Side) -> Result<Vec<f32>> {
     let [batch, heads, length, dim] = x.shape();
     if grids.len() != batch {
         let reason = format!("expected {batch} grids, got {}", grids.len());
         return Err(PrismError::Lengths { reason });
     }
-    let (blocks, longest): (fn(&BlockGrid) -> usize, fn(&BlockGrid) -> usize) = match axis {
-        Axis::Queries => (BlockGrid::rows, BlockGrid::q_len),
-        Axis::Keys => (BlockGrid::key_blocks, BlockGrid::kv_len),
+    let (blocks, longest): (fn(&BlockGrid) -> usize, fn(&BlockGrid) -> usize) = match side {
+        Side::Queries => (BlockGrid::rows, BlockGrid::q_len),
+        Side::Keys => (BlockGrid::key_blocks, BlockGrid::kv_len),
     };
     if let Some((b, grid)) = grids
         .iter()
@@ -69,9 +60,9 @@ pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], axis: Axis) -> Res
         if block >= blocks(grid) {
             return;
         }
-        let rows = match axis {
-            Axis::Queries => grid.queries(block),
-            Axis::Keys => grid.keys(block),
+        let rows = match side {
+            Side::Queries => grid.queries(block),
+            Side::Keys => grid.keys(block),
         };
         // A row of sums a halving, and one to read into.
         let halvings = rows.len().div_ceil(SERIAL).next_power_of_two().ilog2() as usize;
@@ -126,12 +117,12 @@ mod tests {
             [grids[0], grids[1]],
             [grids[3], grids[1]],
         ] {
-            for axis in [Axis::Queries, Axis::Keys] {
-                let blocks = |grid: &BlockGrid| match axis {
-                    Axis::Queries => (0..grid.rows())
+            for side in [Side::Queries, Side::Keys] {
+                let blocks = |grid: &BlockGrid| match side {
+                    Side::Queries => (0..grid.rows())
                         .map(|i| grid.queries(i))
                         .collect::<Vec<_>>(),
-                    Axis::Keys => (0..grid.key_blocks()).map(|i| grid.keys(i)).collect(),
+                    Side::Keys => (0..grid.key_blocks()).map(|i| grid.keys(i)).collect(),
                 };
                 let most = pair.iter().map(|grid| blocks(grid).len()).max().unwrap();
                 let start = |b: usize, h: usize| (b * heads + h) * length * dim;
@@ -142,7 +133,7 @@ mod tests {
                     }
                 }
                 let view = View::contiguous(&data, [2, heads, length, dim]).unwrap();
-                let means = pool(&view, &pair, axis).unwrap();
+                let means = pool(&view, &pair, side).unwrap();
                 assert_eq!(means.len(), 2 * heads * most * dim);
                 for (i, &mean) in means.iter().enumerate() {
                     let (c, v, line) = (i % dim, i / dim % most, i / dim / most);

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::error::ConfigError;
 use crate::gguf::Metadata;
-use crate::rope_settings::{RopeScaling, RopeSettings};
+use prism_core::{Rope, RopeScaling};
 
 impl ModelConfig {
     /// Reads the metadata of a GGUF file of the architecture `llama`.
@@ -58,12 +58,13 @@ impl ModelConfig {
             head_dim,
             vocab_size,
             rms_eps: metadata.get_f64("llama.attention.layer_norm_rms_epsilon")?,
-            rope: RopeSettings {
-                theta: metadata
-                    .find_f64("llama.rope.freq_base")?
-                    .unwrap_or(10_000.0),
-                rotary_dim: head_dim,
+            rope: Rope {
                 scaling: rope_scaling(metadata, max_positions)?,
+                ..Rope::new(
+                    metadata
+                        .find_f64("llama.rope.freq_base")?
+                        .unwrap_or(10_000.0),
+                )
             },
             tie_embeddings: !has_tensor("output.weight"),
             max_positions,

@@ -6,7 +6,7 @@ use super::{
     MAX_POSITIONS, ModelConfig, derived_head_dim, out_of_range, positive, stretch_factor, within,
 };
 use crate::error::ConfigError;
-use crate::rope_settings::{RopeScaling, RopeSettings};
+use prism_core::{Rope, RopeScaling};
 
 impl ModelConfig {
     /// Parses a Hugging Face `config.json` of a `LlamaForCausalLM`.
@@ -38,7 +38,7 @@ impl ModelConfig {
             head_dim,
             vocab_size: fields.usize("vocab_size")?,
             rms_eps: fields.f64("rms_norm_eps")?,
-            rope: rope(&fields, head_dim, max_positions)?,
+            rope: rope(&fields, max_positions)?,
             tie_embeddings: fields.find_bool("tie_word_embeddings")?.unwrap_or(false),
             max_positions,
             bos_ids: fields.token_ids("bos_token_id")?,
@@ -107,11 +107,7 @@ fn unsupported(field: &'static str, got: impl ToString, supported: &'static str)
 
 /// Reads both styles: `rope_parameters` with everything in it, or `rope_theta` beside an optional
 /// `rope_scaling`.
-fn rope(
-    fields: &Fields<'_>,
-    head_dim: usize,
-    max_positions: usize,
-) -> Result<RopeSettings, ConfigError> {
+fn rope(fields: &Fields<'_>, max_positions: usize) -> Result<Rope, ConfigError> {
     let empty = Map::new();
     let parameters = match fields.find_object("rope_parameters")? {
         Some(parameters) => parameters,
@@ -130,10 +126,9 @@ fn rope(
         }
     }
     let scaling = rope_scaling(&parameters, max_positions)?;
-    Ok(RopeSettings {
-        theta,
-        rotary_dim: head_dim,
+    Ok(Rope {
         scaling,
+        ..Rope::new(theta)
     })
 }
 
@@ -358,11 +353,7 @@ mod tests {
             head_dim: 16,
             vocab_size: 100,
             rms_eps: 1e-5,
-            rope: RopeSettings {
-                theta: 10_000.0,
-                rotary_dim: 16,
-                scaling: RopeScaling::None,
-            },
+            rope: Rope::new(10_000.0),
             tie_embeddings: false,
             max_positions: 256,
             bos_ids: vec![],
@@ -379,7 +370,7 @@ mod tests {
             "head_dim": 32, "eos_token_id": [2, 7], "bos_token_id": 1, "tie_word_embeddings": true
         }))
         .unwrap();
-        assert_eq!((config.head_dim, config.rope.rotary_dim), (32, 32));
+        assert_eq!((config.head_dim, config.rope.rotary_dim), (32, None));
         assert_eq!((config.bos_ids, config.eos_ids), (vec![1], vec![2, 7]));
         assert!(config.tie_embeddings);
     }

@@ -79,14 +79,23 @@ fn split(words: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
 }
 
 impl Tokenizer {
-    /// Builds the tokenizer of a GGUF file.
+    /// Builds the tokenizer of a GGUF file, so that ids are those that Hugging Face Transformers
+    /// gives for the same file.
+    ///
+    /// For files of the `smollm` kind that means splitting as `gpt-2` does. The model's own
+    /// `tokenizer.json` (and llama.cpp) split digits off first, which differs where a run of
+    /// spaces meets a number; [`Tokenizer::from_gguf_as`] with `smollm` does that.
     ///
     /// # Errors
     ///
     /// A value is missing or malformed, or the tokenizer is not a byte-level BPE with one of the
     /// pre-tokenizers `gpt-2`, `smollm`, `llama-bpe` and `qwen2`.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self, TokenizerError> {
-        Self::from_gguf_as(metadata, metadata.get_str("tokenizer.ggml.pre")?)
+        let name = match metadata.get_str("tokenizer.ggml.pre")? {
+            "smollm" => "gpt-2",
+            name => name,
+        };
+        Self::from_gguf_as(metadata, name)
     }
 
     /// As [`Tokenizer::from_gguf`], with the name of a pre-tokenizer instead of the file's own.
