@@ -36,22 +36,11 @@ fn problem(
     d: usize,
 ) -> Problem {
     let device = Device::flex();
-    let random = |heads| {
-        Tensor::random(
-            [1, heads, length, d],
-            Distribution::Normal(0.0, 1.0),
-            &device,
-        )
-    };
+    let random =
+        |heads| Tensor::random([1, heads, length, d], Distribution::Normal(0.0, 1.0), &device);
     let kv = [1, kv_heads, length, d];
     let shape = AttentionShape::new([1, q_heads, length, d], kv, kv).expect("a valid shape");
-    Problem {
-        name,
-        q: random(q_heads),
-        k: random(kv_heads),
-        v: random(kv_heads),
-        shape,
-    }
+    Problem { name, q: random(q_heads), k: random(kv_heads), v: random(kv_heads), shape }
 }
 
 /// Keeps each causal block with probability `keep` by a fixed pattern, block 0 and the diagonal
@@ -61,17 +50,15 @@ fn selection(shape: &AttentionShape, keep: f64) -> (BlockSelection, Vec<BlockGri
     let mut selection = BlockSelection::empty(1, shape.q_heads, grid.rows(), grid.key_blocks());
     let mut state = 1u64;
     let mut uniform = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as f64 / f64::from(1u32 << 31)
     };
     for head in 0..shape.q_heads {
         for row in 0..grid.rows() {
             let last = grid.causal_blocks(row) - 1;
-            let blocks: Vec<usize> = (0..=last)
-                .filter(|&v| v == 0 || v == last || uniform() < keep)
-                .collect();
+            let blocks: Vec<usize> =
+                (0..=last).filter(|&v| v == 0 || v == last || uniform() < keep).collect();
             selection.set_row(0, head, row, blocks);
         }
     }
@@ -79,42 +66,26 @@ fn selection(shape: &AttentionShape, keep: f64) -> (BlockSelection, Vec<BlockGri
 }
 
 fn run(criterion: &mut Criterion, problem: &Problem) {
-    let Problem {
-        name,
-        q,
-        k,
-        v,
-        shape,
-    } = problem;
+    let Problem { name, q, k, v, shape } = problem;
     let options = AttentionOptions::default();
     let mut group = criterion.benchmark_group(*name);
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(500));
+    group.sample_size(10).warm_up_time(Duration::from_millis(500));
     group.measurement_time(Duration::from_secs(4));
 
     let [b, kv_heads, n, d] = k.dims();
     let repeat = |x: &Tensor<4>| {
-        x.clone()
-            .unsqueeze_dim::<5>(2)
-            .expand([b, kv_heads, shape.group(), n, d])
-            .reshape([b, shape.q_heads, n, d])
+        x.clone().unsqueeze_dim::<5>(2).expand([b, kv_heads, shape.group(), n, d]).reshape([
+            b,
+            shape.q_heads,
+            n,
+            d,
+        ])
     };
     let (k_all, v_all) = (repeat(k), repeat(v));
     group.bench_function("burn", |bencher| {
         bencher.iter(|| {
-            let options = AttentionModuleOptions {
-                is_causal: true,
-                ..Default::default()
-            };
-            black_box(attention(
-                q.clone(),
-                k_all.clone(),
-                v_all.clone(),
-                None,
-                None,
-                options,
-            ))
+            let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+            black_box(attention(q.clone(), k_all.clone(), v_all.clone(), None, None, options))
         });
     });
     group.bench_function("dense", |bencher| {
@@ -143,20 +114,16 @@ fn run(criterion: &mut Criterion, problem: &Problem) {
 /// Ratios from interleaved runs: each round times every contender once, so that whatever slows the
 /// machine down slows all of them.
 fn ratios(problem: &Problem) {
-    let Problem {
-        name,
-        q,
-        k,
-        v,
-        shape,
-    } = problem;
+    let Problem { name, q, k, v, shape } = problem;
     let options = AttentionOptions::default();
     let [b, kv_heads, n, d] = k.dims();
     let repeat = |x: &Tensor<4>| {
-        x.clone()
-            .unsqueeze_dim::<5>(2)
-            .expand([b, kv_heads, shape.group(), n, d])
-            .reshape([b, shape.q_heads, n, d])
+        x.clone().unsqueeze_dim::<5>(2).expand([b, kv_heads, shape.group(), n, d]).reshape([
+            b,
+            shape.q_heads,
+            n,
+            d,
+        ])
     };
     let (k_all, v_all) = (repeat(k), repeat(v));
     let selections: Vec<(f64, SelectedBlocks)> = [0.1, 0.3, 0.5]
@@ -170,18 +137,8 @@ fn ratios(problem: &Problem) {
         .collect();
     let config = PrismConfig::llama3();
     let burn = || {
-        let options = AttentionModuleOptions {
-            is_causal: true,
-            ..Default::default()
-        };
-        black_box(attention(
-            q.clone(),
-            k_all.clone(),
-            v_all.clone(),
-            None,
-            None,
-            options,
-        ));
+        let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+        black_box(attention(q.clone(), k_all.clone(), v_all.clone(), None, None, options));
     };
     let dense = || {
         black_box(dense_attention(q.clone(), k.clone(), v.clone(), &options).expect("runs"));
@@ -221,9 +178,7 @@ fn ratios(problem: &Problem) {
     println!("| | ms | over dense | over density · dense |\n|---|---|---|---|");
     for (i, (what, _)) in contenders.iter().enumerate() {
         let ratio = medians[i] / medians[1];
-        let fair = i
-            .checked_sub(3)
-            .map(|i| format!("{:.3}", ratio / selections[i].0));
+        let fair = i.checked_sub(3).map(|i| format!("{:.3}", ratio / selections[i].0));
         println!(
             "| {what} | {:.1} | {ratio:.3} | {} |",
             1e3 * medians[i],

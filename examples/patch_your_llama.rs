@@ -28,9 +28,7 @@ impl Before {
         let [batch, n, _] = x.dims();
         let heads = |y: Tensor<3>, h| y.reshape([batch, n, h, HEAD_DIM]).swap_dims(1, 2);
         let q = self.rope.forward(heads(self.wq.forward(x.clone()), HEADS));
-        let k = self
-            .rope
-            .forward(heads(self.wk.forward(x.clone()), KV_HEADS));
+        let k = self.rope.forward(heads(self.wk.forward(x.clone()), KV_HEADS));
         let v = heads(self.wv.forward(x), KV_HEADS);
         let repeat = |y: Tensor<4>| {
             y.unsqueeze_dim::<5>(2)
@@ -41,8 +39,7 @@ impl Before {
         let mask = Tensor::<2, Bool>::tril_mask([n, n], 0, &scores.device()); // -
         let scores = scores.mask_fill(mask.unsqueeze(), f32::NEG_INFINITY); // -
         let output = softmax(scores, 3).matmul(repeat(v)); // -
-        self.wo
-            .forward(output.swap_dims(1, 2).reshape([batch, n, HIDDEN]))
+        self.wo.forward(output.swap_dims(1, 2).reshape([batch, n, HIDDEN]))
     }
 }
 
@@ -62,23 +59,16 @@ impl After {
         let [batch, n, _] = x.dims();
         let heads = |y: Tensor<3>, h| y.reshape([batch, n, h, HEAD_DIM]).swap_dims(1, 2);
         let q = self.rope.forward(heads(self.wq.forward(x.clone()), HEADS));
-        let k = self
-            .rope
-            .forward(heads(self.wk.forward(x.clone()), KV_HEADS));
+        let k = self.rope.forward(heads(self.wk.forward(x.clone()), KV_HEADS));
         let v = heads(self.wv.forward(x), KV_HEADS);
         let output = self.attention.forward(q, k, v)?; // +
-        Ok(self
-            .wo
-            .forward(output.swap_dims(1, 2).reshape([batch, n, HIDDEN])))
+        Ok(self.wo.forward(output.swap_dims(1, 2).reshape([batch, n, HIDDEN])))
     }
 }
 
 /// Burn's RotaryEncoding rotates neighbouring dims: say so, the bands depend on it.
 fn prism() -> PrismConfig {
-    let rope = Rope {
-        layout: RopeLayout::Interleaved,
-        ..Rope::new(10_000.0)
-    }; // +
+    let rope = Rope { layout: RopeLayout::Interleaved, ..Rope::new(1e4) }; // +
     PrismConfig::new(rope) // +
 }
 
@@ -95,25 +85,9 @@ fn main() -> anyhow::Result<()> {
     let x = Tensor::<3>::random([1, 1536, HIDDEN], Distribution::Normal(0.0, 1.0), &device);
     let right = before.forward(x.clone());
     let difference = |config: &PrismConfig| -> anyhow::Result<f32> {
-        let Before {
-            wq,
-            wk,
-            wv,
-            wo,
-            rope,
-        } = before.clone();
-        let after = After {
-            wq,
-            wk,
-            wv,
-            wo,
-            rope,
-            attention: config.init(),
-        };
-        let error = (after.forward(x.clone())? - right.clone())
-            .square()
-            .mean()
-            .sqrt();
+        let Before { wq, wk, wv, wo, rope } = before.clone();
+        let after = After { wq, wk, wv, wo, rope, attention: config.init() };
+        let error = (after.forward(x.clone())? - right.clone()).square().mean().sqrt();
         let size = right.clone().square().mean().sqrt();
         Ok((error / size).into_scalar::<f32>())
     };
@@ -121,10 +95,7 @@ fn main() -> anyhow::Result<()> {
     let sparse = difference(&prism().with_mass(0.95))?;
     println!("mass 1:   differs by {exact:.1e}");
     println!("mass .95: differs by {sparse:.1e}");
-    anyhow::ensure!(
-        exact < 1e-4,
-        "mass 1 reads everything and must not differ, but by {exact}"
-    );
+    anyhow::ensure!(exact < 1e-4, "mass 1 reads everything and must not differ, but by {exact}");
     anyhow::ensure!(sparse < 0.3, "mass .95 differs by {sparse}");
     Ok(())
 }
@@ -138,9 +109,7 @@ fn runs() {
 #[test]
 fn changes_fewer_than_15_lines() {
     let source = include_str!("patch_your_llama.rs");
-    let changed = source
-        .lines()
-        .filter(|line| line.ends_with("// +") || line.ends_with("// -"));
+    let changed = source.lines().filter(|line| line.ends_with("// +") || line.ends_with("// -"));
     let changed = changed.count();
     assert!((5..15).contains(&changed), "{changed} lines change");
 }

@@ -41,11 +41,7 @@ fn check(shape: AttentionShape, kind: Kind, block: usize, seed: u64) {
                 len,
                 dtype,
             );
-            assert_lse(
-                &format!("dense {what}"),
-                &values(got.lse.unwrap()),
-                &right.lse,
-            );
+            assert_lse(&format!("dense {what}"), &values(got.lse.unwrap()), &right.lse);
 
             let selection = random_selection(&dense_grids, shape.q_heads, 0.3, seed);
             let selected =
@@ -62,11 +58,7 @@ fn check(shape: AttentionShape, kind: Kind, block: usize, seed: u64) {
                 len,
                 dtype,
             );
-            assert_lse(
-                &format!("sparse {what}"),
-                &values(got.lse.unwrap()),
-                &right.lse,
-            );
+            assert_lse(&format!("sparse {what}"), &values(got.lse.unwrap()), &right.lse);
         }
     }
 }
@@ -79,12 +71,7 @@ fn for_every_head_dim(#[values(8, 32, 33, 40, 64, 80, 96, 112, 128, 192, 256, 51
 #[rstest]
 fn for_every_group_size(#[values(1, 3, 4, 5, 6, 7, 8, 14, 16, 32)] group: usize) {
     check(shape(group, 1, 70, 70, 64), Kind::Normal, 32, group as u64);
-    check(
-        shape(2 * group, 2, 70, 70, 32),
-        Kind::Normal,
-        16,
-        group as u64,
-    );
+    check(shape(2 * group, 2, 70, 70, 32), Kind::Normal, 16, group as u64);
 }
 
 #[rstest]
@@ -109,13 +96,7 @@ fn for_chunks_and_for_more_queries_than_keys(#[case] q_len: usize, #[case] kv_le
 
 #[rstest]
 fn for_every_kind_of_input(
-    #[values(
-        Kind::Normal,
-        Kind::HeavyTailed,
-        Kind::Spikes,
-        Kind::Constant,
-        Kind::Large
-    )]
+    #[values(Kind::Normal, Kind::HeavyTailed, Kind::Spikes, Kind::Constant, Kind::Large)]
     kind: Kind,
 ) {
     check(shape(4, 2, 260, 260, 64), kind, 64, 11);

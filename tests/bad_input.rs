@@ -63,10 +63,7 @@ fn q08_no_queries_or_no_keys() {
             dense_attention(q.clone(), none(), none(), &options).unwrap(),
             {
                 let got = prism_attention(q.clone(), none(), none(), &config, &options).unwrap();
-                burn_prism::AttentionOutput {
-                    output: got.output,
-                    lse: got.lse,
-                }
+                burn_prism::AttentionOutput { output: got.output, lse: got.lse }
             },
             {
                 let selected = select_blocks(q.clone(), none(), &config, &options).unwrap();
@@ -94,12 +91,7 @@ fn q09_more_queries_than_keys_leaves_leading_rows_empty() {
         assert!(lse[6..10].iter().all(|x| x.is_finite()));
         // The first row that sees a key sees only that one.
         let right = &inputs.v[..16];
-        assert!(
-            out[6 * 16..7 * 16]
-                .iter()
-                .zip(right)
-                .all(|(a, b)| (a - b).abs() < 1e-6)
-        );
+        assert!(out[6 * 16..7 * 16].iter().zip(right).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 }
 
@@ -120,13 +112,7 @@ fn q15_tensors_on_different_devices() {
     let q = zeros([1, 2, 8, 16]);
     let k = Tensor::<4>::zeros([1, 1, 8, 16], &tests::ndarray());
     let error = refused(q, k.clone(), k, &AttentionOptions::default());
-    assert_eq!(
-        error,
-        PrismError::Device {
-            left: "q",
-            right: "k"
-        }
-    );
+    assert_eq!(error, PrismError::Device { left: "q", right: "k" });
 }
 
 #[test]
@@ -135,11 +121,7 @@ fn q16_more_than_65535_heads_and_rows() {
     let shape = AttentionShape::new([1, n, 2, 1], [1, n, 2, 1], [1, n, 2, 1]).unwrap();
     let inputs = Inputs::random(shape, Kind::Normal, DType::F32, 1);
     let [q, k, v] = inputs.tensors(DType::F32, &device);
-    let out = values(
-        dense_attention(q, k, v, &AttentionOptions::default())
-            .unwrap()
-            .output,
-    );
+    let out = values(dense_attention(q, k, v, &AttentionOptions::default()).unwrap().output);
     let last = 2 * (n - 1);
     assert!((out[last] - inputs.v[last]).abs() < 1e-6);
 }
@@ -179,19 +161,11 @@ fn q18_q19_lengths_that_do_not_fit(
 #[test]
 fn q19_cumulative_lengths_that_decrease_or_do_not_start_at_0() {
     let error = SequenceLengths::from_cumulative(&[0, 5, 3], &[0, 5, 8]).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("must not decrease, got 3 after 5"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("must not decrease, got 3 after 5"), "{error}");
     assert!(SequenceLengths::from_cumulative(&[1, 5], &[0, 5]).is_err());
     assert!(SequenceLengths::from_cumulative(&[], &[]).is_err());
     let right = SequenceLengths::new(vec![5, 3], vec![4, 4]);
-    assert_eq!(
-        SequenceLengths::from_cumulative(&[0, 5, 8], &[0, 4, 8]).unwrap(),
-        right
-    );
+    assert_eq!(SequenceLengths::from_cumulative(&[0, 5, 8], &[0, 4, 8]).unwrap(), right);
 }
 
 #[test]
@@ -199,10 +173,7 @@ fn q20_mixed_element_types() {
     let q = zeros([1, 2, 8, 16]).cast(DType::F16);
     let k = zeros([1, 1, 8, 16]).cast(DType::BF16);
     let error = refused(q, k.clone(), k, &AttentionOptions::default());
-    assert!(
-        error.to_string().contains("k: element type BF16"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("k: element type BF16"), "{error}");
 }
 
 #[test]
@@ -215,10 +186,7 @@ fn q21_f64_and_quantised() {
     let quantised = Tensor::<4>::ones([1, 2, 32, 32], &Device::flex()).quantize_dynamic(&scheme);
     let options = AttentionOptions::default();
     let error = refused(quantised.clone(), quantised.clone(), quantised, &options);
-    assert!(
-        matches!(error, PrismError::DType { what: "q", .. }),
-        "{error}"
-    );
+    assert!(matches!(error, PrismError::DType { what: "q", .. }), "{error}");
 }
 
 #[test]
@@ -226,9 +194,8 @@ fn q22_an_element_type_that_the_device_lacks() {
     let kv = [1, 1, 8, 16];
     let shape = AttentionShape::new(kv, kv, kv).unwrap();
     let device = tests::ndarray();
-    let missing = [DType::F16, DType::BF16]
-        .into_iter()
-        .find(|&dtype| !device.supports_dtype(dtype));
+    let missing =
+        [DType::F16, DType::BF16].into_iter().find(|&dtype| !device.supports_dtype(dtype));
     let dtype = missing.expect("ndarray has no half precision");
     let error = plan(&PrismConfig::llama3(), &shape, None, dtype, &device).unwrap_err();
     assert!(matches!(error, PrismError::DType { .. }), "{error}");
@@ -243,11 +210,7 @@ fn q23_f32_beyond_half_precision_stays_f32() {
     inputs.v.iter_mut().for_each(|x| *x *= 1e9);
     for device in devices() {
         let [q, k, v] = inputs.tensors(DType::F32, &device);
-        let out = values(
-            dense_attention(q, k, v, &AttentionOptions::default())
-                .unwrap()
-                .output,
-        );
+        let out = values(dense_attention(q, k, v, &AttentionOptions::default()).unwrap().output);
         assert!(out.iter().all(|x| x.is_finite()) && out.iter().any(|x| x.abs() > 65504.0));
     }
 }
@@ -272,30 +235,17 @@ fn config_refused(config: &PrismConfig) -> PrismError {
 #[rstest]
 fn q31_mass(#[values(0.0, -0.5, 1.0001, f64::NAN, f64::INFINITY)] mass: f64) {
     let error = config_refused(&PrismConfig::llama3().with_mass(mass));
-    assert!(
-        error
-            .to_string()
-            .contains("mass must be above 0 and at most 1"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("mass must be above 0 and at most 1"), "{error}");
 }
 
 #[test]
 fn q31_top_k_and_limits() {
     let mut config = PrismConfig::llama3();
     config.selection.budget = Budget::TopK(0);
-    assert!(
-        config_refused(&config)
-            .to_string()
-            .contains("top_k must be at least 1, got 0")
-    );
+    assert!(config_refused(&config).to_string().contains("top_k must be at least 1, got 0"));
     let mut config = PrismConfig::llama3();
     (config.selection.min_blocks, config.selection.max_blocks) = (5, Some(4));
-    assert!(
-        config_refused(&config)
-            .to_string()
-            .contains("min_blocks must be at most max_blocks")
-    );
+    assert!(config_refused(&config).to_string().contains("min_blocks must be at most max_blocks"));
 }
 
 #[rstest]
@@ -315,20 +265,14 @@ fn q32_bands(#[case] high: usize, #[case] low: usize) {
 #[case(0, 64)]
 #[case(64, 0)]
 fn q32_bands_that_overlap_or_leave_dims_out_work(#[case] high: usize, #[case] low: usize) {
-    let config = PrismConfig::llama3()
-        .with_bands(high, low)
-        .with_dense_below(0)
-        .with_block(4);
+    let config = PrismConfig::llama3().with_bands(high, low).with_dense_below(0).with_block(4);
     let kv = [1, 1, 40, 64];
     let shape = AttentionShape::new([1, 2, 40, 64], kv, kv).unwrap();
     let inputs = Inputs::random(shape, Kind::Normal, DType::F32, 1);
     for device in devices() {
         let [q, k, _] = inputs.tensors(DType::F32, &device);
         let got = select_blocks(q, k, &config, &AttentionOptions::default()).unwrap();
-        got.to_host()
-            .unwrap()
-            .validate(&grids(&shape, 4), 2)
-            .unwrap();
+        got.to_host().unwrap().validate(&grids(&shape, 4), 2).unwrap();
     }
 }
 
@@ -340,48 +284,25 @@ fn q33_block_sizes(#[values(0, (1 << 20) + 1, usize::MAX)] block: usize) {
 
 #[rstest]
 fn q34_scale(#[values(0.0, -1.0, f64::NAN, f64::INFINITY)] scale: f64) {
-    let config = PrismConfig {
-        scale: Some(scale),
-        ..PrismConfig::llama3()
-    };
+    let config = PrismConfig { scale: Some(scale), ..PrismConfig::llama3() };
     let error = config_refused(&config);
-    assert!(
-        error
-            .to_string()
-            .contains("scale must be finite and above 0"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("scale must be finite and above 0"), "{error}");
     let options = AttentionOptions::default().with_scale(scale);
     let kv = zeros([1, 1, 8, 64]);
     let error = dense_attention(zeros([1, 2, 8, 64]), kv.clone(), kv, &options).unwrap_err();
-    assert!(
-        matches!(error, PrismError::OutOfRange { name: "scale", .. }),
-        "{error}"
-    );
+    assert!(matches!(error, PrismError::OutOfRange { name: "scale", .. }), "{error}");
 }
 
 /// 35: a layout can't be checked against a model's numbers, but it acts: other dims, other blocks.
 #[test]
 fn q35_rope_layout_acts() {
-    let half = PrismConfig::new(Rope::new(1e4));
-    let interleaved = Rope {
-        layout: burn_prism::RopeLayout::Interleaved,
-        ..Rope::new(1e4)
-    };
+    let half = PrismConfig::new(Rope::new(1e6));
+    let interleaved = Rope { layout: burn_prism::RopeLayout::Interleaved, ..Rope::new(1e6) };
     let interleaved = PrismConfig::new(interleaved);
-    let (half, interleaved) = (
-        half.validate(64).unwrap(),
-        interleaved.validate(64).unwrap(),
-    );
+    let (half, interleaved) = (half.validate(64).unwrap(), interleaved.validate(64).unwrap());
     assert_ne!(half.high(), interleaved.high());
-    let refused = Rope {
-        rotary_dim: Some(66),
-        ..Rope::new(1e4)
-    };
-    assert!(matches!(
-        config_refused(&PrismConfig::new(refused)),
-        PrismError::Rope { .. }
-    ));
+    let refused = Rope { rotary_dim: Some(66), ..Rope::new(1e4) };
+    assert!(matches!(config_refused(&PrismConfig::new(refused)), PrismError::Rope { .. }));
 }
 
 #[rstest]
@@ -401,10 +322,7 @@ fn q36_configs_that_do_not_parse(#[case] json: &str) {
 fn q36_depth_bombs_and_huge_configs() {
     let bomb = format!(r#"{{"rope": {}"#, r#"{"theta": "#.repeat(100_000));
     assert!(serde_json::from_str::<PrismConfig>(&bomb).is_err());
-    let huge = format!(
-        r#"{{"rope": {{"theta": 1e4}}, "{}": 1}}"#,
-        "x".repeat(10 << 20)
-    );
+    let huge = format!(r#"{{"rope": {{"theta": 1e4}}, "{}": 1}}"#, "x".repeat(10 << 20));
     assert!(serde_json::from_str::<PrismConfig>(&huge).is_err());
 }
 
@@ -414,9 +332,7 @@ fn q37_selections_of_ones_own() {
     let shape = AttentionShape::new([1, 1, 64, 16], kv, kv).unwrap();
     let device = Device::flex();
     let bring = |selection: &BlockSelection| {
-        SelectedBlocks::from_host(selection, &shape, 16, None, &device)
-            .unwrap_err()
-            .to_string()
+        SelectedBlocks::from_host(selection, &shape, 16, None, &device).unwrap_err().to_string()
     };
     let of = |dims: Dims, lists: &[Vec<usize>]| BlockSelection::from_indices(dims, lists);
     let dims = [1, 1, 4, 4];
@@ -428,16 +344,10 @@ fn q37_selections_of_ones_own() {
     let empty = bring(&of(dims, &[vec![0], vec![], vec![0], vec![0]]).unwrap());
     assert!(empty.contains("head 0, row 1 reads no block"), "{empty}");
     let anti_causal = bring(&of(dims, &[vec![0], vec![2], vec![0], vec![0]]).unwrap());
-    assert!(
-        anti_causal.contains("row 1 reads key block 2"),
-        "{anti_causal}"
-    );
+    assert!(anti_causal.contains("row 1 reads key block 2"), "{anti_causal}");
 
-    let index = |list: Vec<usize>| {
-        of(dims, &[list, vec![0], vec![0], vec![0]])
-            .unwrap_err()
-            .to_string()
-    };
+    let index =
+        |list: Vec<usize>| of(dims, &[list, vec![0], vec![0], vec![0]]).unwrap_err().to_string();
     assert!(index(vec![4]).contains("index 4 of line 0 is past the end"));
     assert!(index(vec![0, 0]).contains("must increase, got 0 after 0"));
     assert!(index(vec![1, 0]).contains("must increase, got 0 after 1"));
@@ -469,18 +379,9 @@ fn cache_of(capacity: usize) -> PrismCache {
 #[test]
 fn q38_appending_past_capacity_changes_nothing() {
     let mut cache = cache_of(40);
-    cache
-        .append(zeros([1, 2, 30, 16]), zeros([1, 2, 30, 16]))
-        .unwrap();
-    let error = cache
-        .append(zeros([1, 2, 11, 16]), zeros([1, 2, 11, 16]))
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("11 more positions don't fit: 30 of 40"),
-        "{error}"
-    );
+    cache.append(zeros([1, 2, 30, 16]), zeros([1, 2, 30, 16])).unwrap();
+    let error = cache.append(zeros([1, 2, 11, 16]), zeros([1, 2, 11, 16])).unwrap_err();
+    assert!(error.to_string().contains("11 more positions don't fit: 30 of 40"), "{error}");
     let attention = PrismConfig::llama3().with_block(16).init();
     let call = |cache: &mut PrismCache, n: usize| {
         let kv = zeros([1, 2, n, 16]);
@@ -496,25 +397,10 @@ fn q38_appending_past_capacity_changes_nothing() {
 #[test]
 fn q41_a_batch_or_shape_that_changes_between_calls() {
     let mut cache = cache_of(40);
-    let batch = cache
-        .append(zeros([2, 2, 3, 16]), zeros([2, 2, 3, 16]))
-        .unwrap_err();
-    assert!(
-        batch
-            .to_string()
-            .contains("batch of k is 2, but the cache has 1"),
-        "{batch}"
-    );
-    assert!(
-        cache
-            .append(zeros([1, 1, 3, 16]), zeros([1, 1, 3, 16]))
-            .is_err()
-    );
-    assert!(
-        cache
-            .append(zeros([1, 2, 3, 16]), zeros([1, 2, 4, 16]))
-            .is_err()
-    );
+    let batch = cache.append(zeros([2, 2, 3, 16]), zeros([2, 2, 3, 16])).unwrap_err();
+    assert!(batch.to_string().contains("batch of k is 2, but the cache has 1"), "{batch}");
+    assert!(cache.append(zeros([1, 1, 3, 16]), zeros([1, 1, 3, 16])).is_err());
+    assert!(cache.append(zeros([1, 2, 3, 16]), zeros([1, 2, 4, 16])).is_err());
     let half = || zeros([1, 2, 3, 16]).cast(DType::F16);
     assert!(cache.append(half(), half()).is_err());
     let attention = PrismConfig::llama3().with_block(16).init();
@@ -523,12 +409,7 @@ fn q41_a_batch_or_shape_that_changes_between_calls() {
     let error = attention
         .forward_cached(zeros([1, 6, 3, 16]), kv(), kv(), &mut cache, &options)
         .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("heads of q is 6, but the cache has 4"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("heads of q is 6, but the cache has 4"), "{error}");
     let other_block = PrismConfig::llama3().with_block(32).init();
     let error = other_block
         .forward_cached(zeros([1, 4, 3, 16]), kv(), kv(), &mut cache, &options)

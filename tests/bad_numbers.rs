@@ -19,11 +19,7 @@ fn shape() -> AttentionShape {
 }
 
 fn config() -> PrismConfig {
-    PrismConfig::smollm2()
-        .with_block(BLOCK)
-        .with_bands(32, 48)
-        .with_mass(0.7)
-        .with_dense_below(0)
+    PrismConfig::smollm2().with_block(BLOCK).with_bands(32, 48).with_mass(0.7).with_dense_below(0)
 }
 
 fn inputs() -> Inputs {
@@ -48,11 +44,7 @@ fn a_bad_key_or_value_stays_with_its_readers(
     let selection = random_selection(&grids, 4, 0.4, 2);
     let mut inputs = inputs();
     let (kv_head, key) = (1, 70);
-    let data = if which == "k" {
-        &mut inputs.k
-    } else {
-        &mut inputs.v
-    };
+    let data = if which == "k" { &mut inputs.k } else { &mut inputs.v };
     data[(kv_head * LEN + key) * D..][..D].fill(bad);
     for device in devices() {
         let [q, k, v] = inputs.tensors(DType::F32, &device);
@@ -64,10 +56,7 @@ fn a_bad_key_or_value_stays_with_its_readers(
             let reads = head / 2 == kv_head
                 && row >= key
                 && selection.contains(0, head, row / BLOCK, key / BLOCK);
-            assert!(
-                reads,
-                "{device:?}: {bad} in {which} leaked to head {head}, row {row}"
-            );
+            assert!(reads, "{device:?}: {bad} in {which} leaked to head {head}, row {row}");
         }
     }
 }
@@ -80,9 +69,7 @@ fn a_nan_key_that_is_read_shows() {
     for device in devices() {
         let [q, k, v] = inputs.tensors(DType::F32, &device);
         let got = dense_attention(q, k, v, &AttentionOptions::default()).unwrap();
-        let expected: Vec<_> = (0..2)
-            .flat_map(|h| (70..LEN).map(move |i| (h, i)))
-            .collect();
+        let expected: Vec<_> = (0..2).flat_map(|h| (70..LEN).map(move |i| (h, i))).collect();
         assert_eq!(bad_rows(&values(got.output)), expected, "{device:?}");
     }
 }
@@ -117,10 +104,7 @@ fn selection_stays_in_range(
     for device in devices() {
         let [q, k, _] = inputs.tensors(DType::F32, &device);
         let got = select_blocks(q, k, &config(), &AttentionOptions::default()).unwrap();
-        got.to_host()
-            .unwrap()
-            .validate(&grids(&shape(), BLOCK), 4)
-            .unwrap();
+        got.to_host().unwrap().validate(&grids(&shape(), BLOCK), 4).unwrap();
     }
 }
 
@@ -187,10 +171,6 @@ fn ties_go_to_the_lower_index() {
         let [q, k, _] = inputs.tensors(DType::F32, &device);
         let got = select_blocks(q, k, &config, &AttentionOptions::default()).unwrap();
         let host = got.to_host().unwrap();
-        assert_eq!(
-            host.blocks(0, 0, 3).collect::<Vec<_>>(),
-            [0, 1],
-            "{device:?}"
-        );
+        assert_eq!(host.blocks(0, 0, 3).collect::<Vec<_>>(), [0, 1], "{device:?}");
     }
 }

@@ -18,10 +18,7 @@ fn shape() -> AttentionShape {
 }
 
 fn config(calibration: Calibration) -> PrismConfig {
-    let config = PrismConfig::smollm2()
-        .with_block(BLOCK)
-        .with_mass(0.8)
-        .with_dense_below(0);
+    let config = PrismConfig::smollm2().with_block(BLOCK).with_mass(0.8).with_dense_below(0);
     config.with_bands(32, 48).with_calibration(calibration)
 }
 
@@ -40,9 +37,7 @@ fn run(
     for (i, &n) in chunks.iter().enumerate() {
         let cut = |x: &Tensor<4>| x.clone().narrow(2, start, n);
         let options = AttentionOptions::default().with_more_follows(i + 1 < chunks.len());
-        let result = attention
-            .forward_cached(cut(&q), cut(&k), cut(&v), cache, &options)
-            .unwrap();
+        let result = attention.forward_cached(cut(&q), cut(&k), cut(&v), cache, &options).unwrap();
         outputs.push(result.output);
         if let Some(selected) = result.report.selected {
             let host = selected.to_host().unwrap();
@@ -63,10 +58,7 @@ fn run(
 
 fn close(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 #[rstest]
@@ -77,18 +69,10 @@ fn causal_prism_in_aligned_chunks_selects_the_same(#[case] chunks: &[usize]) {
     let inputs = Inputs::random(shape(), Kind::Normal, DType::F32, 1);
     for device in devices() {
         let attention = config(Calibration::Causal).init();
-        let whole = run(
-            &attention,
-            inputs.tensors(DType::F32, &device),
-            &mut cache(&device),
-            &[LEN],
-        );
-        let parts = run(
-            &attention,
-            inputs.tensors(DType::F32, &device),
-            &mut cache(&device),
-            chunks,
-        );
+        let whole =
+            run(&attention, inputs.tensors(DType::F32, &device), &mut cache(&device), &[LEN]);
+        let parts =
+            run(&attention, inputs.tensors(DType::F32, &device), &mut cache(&device), chunks);
         assert_eq!(whole.1, parts.1, "{device:?}: selection");
         assert!(close(&whole.0, &parts.0) < 1e-5, "{device:?}: output");
     }
@@ -101,18 +85,10 @@ fn dense_in_any_chunks_is_the_same(#[case] chunks: &[usize]) {
     let inputs = Inputs::random(shape(), Kind::HeavyTailed, DType::F32, 2);
     for device in devices() {
         let attention = config(Calibration::Global).with_mass(1.0).init();
-        let whole = run(
-            &attention,
-            inputs.tensors(DType::F32, &device),
-            &mut cache(&device),
-            &[LEN],
-        );
-        let parts = run(
-            &attention,
-            inputs.tensors(DType::F32, &device),
-            &mut cache(&device),
-            chunks,
-        );
+        let whole =
+            run(&attention, inputs.tensors(DType::F32, &device), &mut cache(&device), &[LEN]);
+        let parts =
+            run(&attention, inputs.tensors(DType::F32, &device), &mut cache(&device), chunks);
         assert!(close(&whole.0, &parts.0) < 1e-5, "{device:?}");
     }
 }
@@ -151,26 +127,12 @@ fn reset_leaves_nothing_behind() {
         let attention = config(Calibration::Causal).init();
         let chunks = [96, 204];
         let mut used = cache(&device);
-        run(
-            &attention,
-            first.tensors(DType::F32, &device),
-            &mut used,
-            &chunks,
-        );
+        run(&attention, first.tensors(DType::F32, &device), &mut used, &chunks);
         used.reset();
         assert!(used.is_empty());
-        let again = run(
-            &attention,
-            second.tensors(DType::F32, &device),
-            &mut used,
-            &chunks,
-        );
-        let fresh = run(
-            &attention,
-            second.tensors(DType::F32, &device),
-            &mut cache(&device),
-            &chunks,
-        );
+        let again = run(&attention, second.tensors(DType::F32, &device), &mut used, &chunks);
+        let fresh =
+            run(&attention, second.tensors(DType::F32, &device), &mut cache(&device), &chunks);
         assert_eq!(again, fresh, "{device:?}");
     }
 }
@@ -183,28 +145,16 @@ fn truncated_caches_take_another_ending() {
         let attention = config(Calibration::Off).init();
         let mut cache = cache(&device);
         let [q, k, v] = inputs.tensors(DType::F32, &device);
-        run(
-            &attention,
-            [q.clone(), k.clone(), v.clone()],
-            &mut cache,
-            &[LEN],
-        );
+        run(&attention, [q.clone(), k.clone(), v.clone()], &mut cache, &[LEN]);
         cache.truncate(100).unwrap();
         assert!(cache.truncate(101).is_err());
-        let [q2, k2, v2] = other
-            .tensors(DType::F32, &device)
-            .map(|x| x.narrow(2, 0, 60));
+        let [q2, k2, v2] = other.tensors(DType::F32, &device).map(|x| x.narrow(2, 0, 60));
         let options = AttentionOptions::default();
         let got = attention
             .forward_cached(q2.clone(), k2.clone(), v2.clone(), &mut cache, &options)
             .unwrap();
         let join = |a: Tensor<4>, b: Tensor<4>| Tensor::cat(vec![a.narrow(2, 0, 100), b], 2);
-        let right = attention
-            .forward_with(q2, join(k, k2), join(v, v2), &options)
-            .unwrap();
-        assert!(
-            close(&values(got.output), &values(right.output)) < 1e-5,
-            "{device:?}"
-        );
+        let right = attention.forward_with(q2, join(k, k2), join(v, v2), &options).unwrap();
+        assert!(close(&values(got.output), &values(right.output)) < 1e-5, "{device:?}");
     }
 }

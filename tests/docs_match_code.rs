@@ -20,9 +20,7 @@ fn bless_support_table_of_the_readme() {
     const END: &str = "<!-- end of support table -->";
     let readme = read("README.md");
     let begin = readme.find(BEGIN).expect("the README marks the table") + BEGIN.len();
-    let end = readme
-        .find(END)
-        .expect("the README marks the end of the table");
+    let end = readme.find(END).expect("the README marks the end of the table");
     let table = support_table(&[
         ("`Device::flex()`", Device::flex()),
         ("`Device::ndarray()`", tests::ndarray()),
@@ -44,10 +42,7 @@ fn tree_of_the_readme_is_complete() {
             let entry = entry.unwrap();
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.path().is_dir() && !name.starts_with('.') && name != "target" {
-                assert!(
-                    readme.contains(&name),
-                    "README.md doesn't mention {folder}/{name}"
-                );
+                assert!(readme.contains(&name), "README.md doesn't mention {folder}/{name}");
             }
         }
     }
@@ -57,10 +52,7 @@ fn tree_of_the_readme_is_complete() {
 #[test]
 fn patch_of_the_readme_is_the_examples() {
     let (readme, example) = (read("README.md"), read("examples/patch_your_llama.rs"));
-    let diff = readme
-        .split("```diff\n")
-        .nth(1)
-        .and_then(|rest| rest.split("```").next());
+    let diff = readme.split("```diff\n").nth(1).and_then(|rest| rest.split("```").next());
     let diff = diff.expect("the README shows the patch as a diff");
     let mut changed = 0;
     for line in diff.lines() {

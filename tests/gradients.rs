@@ -38,9 +38,7 @@ fn gradients_agree_with_finite_differences() {
     let device = Device::flex().autodiff();
     let selected = SelectedBlocks::from_host(&selection, &shape, 8, None, &device).unwrap();
 
-    let [q, k, v] = inputs
-        .tensors(DType::F32, &device)
-        .map(Tensor::require_grad);
+    let [q, k, v] = inputs.tensors(DType::F32, &device).map(Tensor::require_grad);
     let options = AttentionOptions::default();
     let out = block_sparse_attention(q.clone(), k.clone(), v.clone(), &selected, &options).unwrap();
     let w = tests::tensor(&weights, [1, 2, 24, 8], DType::F32, &device);
@@ -48,10 +46,7 @@ fn gradients_agree_with_finite_differences() {
 
     let loss = |inputs: &Inputs| -> f64 {
         let out = inputs.oracle(&grids, Some(&selection)).out;
-        out.iter()
-            .zip(&weights)
-            .map(|(o, &w)| o * f64::from(w))
-            .sum()
+        out.iter().zip(&weights).map(|(o, &w)| o * f64::from(w)).sum()
     };
     for (name, tensor) in [("q", &q), ("k", &k), ("v", &v)] {
         let grad = values(tensor.grad(&grads).unwrap());
@@ -70,11 +65,7 @@ fn gradients_agree_with_finite_differences() {
             let ((up, at_up), (down, at_down)) = (moved(1e-2), moved(-1e-2));
             let right = (up - down) / (at_up - at_down);
             let off = (f64::from(grad[i]) - right).abs();
-            assert!(
-                off < 2e-3 * right.abs().max(1.0),
-                "d{name}[{i}]: {} not {right}",
-                grad[i]
-            );
+            assert!(off < 2e-3 * right.abs().max(1.0), "d{name}[{i}]: {} not {right}", grad[i]);
         }
     }
 }

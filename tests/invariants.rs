@@ -10,10 +10,7 @@ use proptest::prelude::*;
 use tests::{Inputs, Kind, assert_right, devices, grids, random_selection, tensor, values};
 
 fn config() -> PrismConfig {
-    PrismConfig::llama3()
-        .with_block(32)
-        .with_bands(32, 48)
-        .with_dense_below(0)
+    PrismConfig::llama3().with_block(32).with_bands(32, 48).with_dense_below(0)
 }
 
 fn shape(batch: usize, heads: usize, kv_heads: usize, len: usize, d: usize) -> AttentionShape {
@@ -34,24 +31,8 @@ fn mass_one_equals_dense() {
         let grids = grids(&shape, 32);
         let naive = inputs.naive(&grids, None, DType::F32);
         let right = inputs.oracle(&grids, None).out;
-        assert_right(
-            "mass 1",
-            &values(prism.output),
-            &right,
-            &naive,
-            64,
-            300,
-            DType::F32,
-        );
-        assert_right(
-            "dense",
-            &values(dense.output),
-            &right,
-            &naive,
-            64,
-            300,
-            DType::F32,
-        );
+        assert_right("mass 1", &values(prism.output), &right, &naive, 64, 300, DType::F32);
+        assert_right("dense", &values(dense.output), &right, &naive, 64, 300, DType::F32);
     }
 }
 
@@ -86,15 +67,11 @@ fn grouped_heads_equal_expanded_heads() {
             prism_attention(q.clone(), k.clone(), v.clone(), &config(), &options).unwrap();
         let expand = |x: Tensor<4>| {
             let [b, h, n, d] = x.dims();
-            x.unsqueeze_dim::<5>(2)
-                .expand([b, h, 3, n, d])
-                .reshape([b, h * 3, n, d])
+            x.unsqueeze_dim::<5>(2).expand([b, h, 3, n, d]).reshape([b, h * 3, n, d])
         };
         let expanded = prism_attention(q, expand(k), expand(v), &config(), &options).unwrap();
         let close = |a: Vec<f32>, b: Vec<f32>| {
-            a.iter()
-                .zip(&b)
-                .all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0))
+            a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0))
         };
         assert!(close(values(grouped.output), values(expanded.output)));
     }
@@ -156,11 +133,7 @@ fn a_ragged_batch_equals_its_sequences() {
             let v = cut(&v, kv_lens[b]);
             let one = prism_attention(q, k, v, &config(), &AttentionOptions::default()).unwrap();
             let (got, right) = (values(cut(&batch.output, q_lens[b])), values(one.output));
-            let off = got
-                .iter()
-                .zip(&right)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f32::max);
+            let off = got.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(off <= 1e-5, "{device:?}: sequence {b} is off by {off}");
         }
     }
@@ -204,10 +177,7 @@ fn strided_views_are_read_in_place() {
         let right = dense_attention(q.clone(), one(&k), one(&v), &options).unwrap();
         let got = dense_attention(q, two(&k), two(&v), &options).unwrap();
         let (got, right) = (values(got.output), values(right.output));
-        assert!(
-            got.iter().zip(&right).all(|(a, b)| (a - b).abs() < 1e-5),
-            "{device:?} broadcast"
-        );
+        assert!(got.iter().zip(&right).all(|(a, b)| (a - b).abs() < 1e-5), "{device:?} broadcast");
     }
 }
 
@@ -221,10 +191,7 @@ fn same_input_gives_the_same_bits() {
             let options = AttentionOptions::default().with_lse();
             let result = prism_attention(q, k, v, &config(), &options).unwrap();
             let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            (
-                bits(values(result.output)),
-                bits(values(result.lse.unwrap())),
-            )
+            (bits(values(result.output)), bits(values(result.lse.unwrap())))
         };
         let first = run();
         assert!((0..4).all(|_| run() == first), "{device:?}");
@@ -274,15 +241,7 @@ fn a_selection_of_ones_own_is_obeyed() {
         let got = block_sparse_attention(q, k, v, &selected, &options).unwrap();
         let naive = inputs.naive(&grids, Some(&selection), DType::F32);
         let right = inputs.oracle(&grids, Some(&selection)).out;
-        assert_right(
-            "own",
-            &values(got.output),
-            &right,
-            &naive,
-            32,
-            256,
-            DType::F32,
-        );
+        assert_right("own", &values(got.output), &right, &naive, 32, 256, DType::F32);
     }
 }
 

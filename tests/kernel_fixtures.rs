@@ -31,48 +31,22 @@ fn cases() -> Vec<Case> {
             // The published masks force the sink and the diagonal and nothing else.
             let config = PrismConfig::new(Rope::new(file.number("rope_theta")))
                 .with_block(block)
-                .with_bands(
-                    file.number("high_dims") as usize,
-                    file.number("low_dims") as usize,
-                )
+                .with_bands(file.number("high_dims") as usize, file.number("low_dims") as usize)
                 .with_dense_last_blocks(0)
                 .with_dense_below(0);
             let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-            Case {
-                name,
-                file,
-                shape,
-                block,
-                config,
-            }
+            Case { name, file, shape, block, config }
         })
         .collect()
 }
 
 impl Case {
     fn inputs(&self, q_len: usize) -> Inputs {
-        let AttentionShape {
-            batch,
-            q_heads,
-            q_len: all,
-            head_dim: d,
-            ..
-        } = self.shape;
+        let AttentionShape { batch, q_heads, q_len: all, head_dim: d, .. } = self.shape;
         let q = self.file.values("q").chunks(all * d).take(batch * q_heads);
-        let q = q
-            .flat_map(|head| &head[(all - q_len) * d..])
-            .copied()
-            .collect();
-        let shape = AttentionShape {
-            q_len,
-            ..self.shape
-        };
-        Inputs {
-            shape,
-            q,
-            k: self.file.values("k").to_vec(),
-            v: self.file.values("v").to_vec(),
-        }
+        let q = q.flat_map(|head| &head[(all - q_len) * d..]).copied().collect();
+        let shape = AttentionShape { q_len, ..self.shape };
+        Inputs { shape, q, k: self.file.values("k").to_vec(), v: self.file.values("v").to_vec() }
     }
 
     fn grids(&self, q_len: usize) -> Vec<BlockGrid> {
@@ -91,42 +65,18 @@ impl Case {
 #[test]
 fn oracle_agrees_with_published_temperatures_and_probabilities() {
     for case in cases() {
-        let AttentionShape {
-            batch,
-            q_heads,
-            kv_heads,
-            q_len,
-            kv_len,
-            head_dim: d,
-        } = case.shape;
-        let auto = PrismConfig::new(case.config.rope)
-            .with_block(case.block)
-            .validate(d)
-            .unwrap();
+        let AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim: d } = case.shape;
+        let auto = PrismConfig::new(case.config.rope).with_block(case.block).validate(d).unwrap();
         let bands = case.config.validate(d).unwrap();
         if case.block == 128 {
-            assert_eq!(
-                auto, bands,
-                "{}: the band rule gives the published bands",
-                case.name
-            );
+            assert_eq!(auto, bands, "{}: the band rule gives the published bands", case.name);
         }
         let inv_freq = case.config.rope.inv_freq(d).unwrap();
         for (a, &b) in inv_freq.iter().zip(case.file.values("inv_freq")) {
-            assert!(
-                (a - f64::from(b)).abs() < 1e-6 * a,
-                "{}: inv_freq {a} {b}",
-                case.name
-            );
+            assert!((a - f64::from(b)).abs() < 1e-6 * a, "{}: inv_freq {a} {b}", case.name);
         }
         let grids = case.grids(q_len);
-        let wide = |name| {
-            case.file
-                .values(name)
-                .iter()
-                .map(|&x| f64::from(x))
-                .collect::<Vec<_>>()
-        };
+        let wide = |name| case.file.values(name).iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let q_bar = oracle::pool_queries(&wide("q"), q_heads, q_len, d, &grids);
         let k_bar = oracle::pool_keys(&wide("k"), kv_heads, kv_len, d, &grids);
         let (rows, blocks) = (grids[0].rows(), grids[0].key_blocks());
@@ -143,36 +93,21 @@ fn oracle_agrees_with_published_temperatures_and_probabilities() {
             for (tau, name) in tau.into_iter().zip(["tau_high", "tau_low"]) {
                 let right = f64::from(case.file.values(name)[line]);
                 // The published code pools and calibrates in its own precision.
-                assert!(
-                    (tau / right - 1.0).abs() < 1e-2,
-                    "{}: {name} {tau} {right}",
-                    case.name
-                );
+                assert!((tau / right - 1.0).abs() < 1e-2, "{}: {name} {tau} {right}", case.name);
             }
-            let head = PooledHead {
-                q,
-                k,
-                history: BandEnergy::default(),
-            };
-            for_each_row(
-                head,
-                &grids[0],
-                &bands,
-                case.config.calibration,
-                |row, scores| {
-                    for (scores, name) in scores.iter().zip(["probs_high", "probs_low"]) {
-                        let mut masses = Vec::new();
-                        integer_masses(scores, &mut masses);
-                        let right =
-                            &case.file.values(name)[(line * rows + row) * blocks..][..blocks];
-                        for (v, &mass) in masses.iter().enumerate() {
-                            let p = f64::from(mass) / f64::from(MASS_ONE);
-                            let off = (p - f64::from(right[v])).abs();
-                            assert!(off < 2e-3, "{}: {name}[{line}, {row}, {v}]", case.name);
-                        }
+            let head = PooledHead { q, k, history: BandEnergy::default() };
+            for_each_row(head, &grids[0], &bands, case.config.calibration, |row, scores| {
+                for (scores, name) in scores.iter().zip(["probs_high", "probs_low"]) {
+                    let mut masses = Vec::new();
+                    integer_masses(scores, &mut masses);
+                    let right = &case.file.values(name)[(line * rows + row) * blocks..][..blocks];
+                    for (v, &mass) in masses.iter().enumerate() {
+                        let p = f64::from(mass) / f64::from(MASS_ONE);
+                        let off = (p - f64::from(right[v])).abs();
+                        assert!(off < 2e-3, "{}: {name}[{line}, {row}, {v}]", case.name);
                     }
-                },
-            );
+                }
+            });
         }
     }
 }
@@ -191,11 +126,7 @@ fn assert_mask(case: &Case, got: &BlockSelection, name: &str, mass: f64, device:
                     if got.contains(b, h, row, v) == right.contains(b, h, row, v) {
                         continue;
                     }
-                    assert_eq!(
-                        rows, all_rows,
-                        "{} {name}: a chunk's mask differs",
-                        case.name
-                    );
+                    assert_eq!(rows, all_rows, "{} {name}: a chunk's mask differs", case.name);
                     let near = ["probs_high", "probs_low"].iter().any(|probs| {
                         let line = (b * heads + h) * rows + row;
                         let p = &case.file.values(probs)[line * blocks..][..blocks];
@@ -205,11 +136,7 @@ fn assert_mask(case: &Case, got: &BlockSelection, name: &str, mass: f64, device:
                             .sum();
                         (before - mass).abs() < 1e-4
                     });
-                    assert!(
-                        near,
-                        "{} {name} on {device:?}: [{b}, {h}, {row}, {v}]",
-                        case.name
-                    );
+                    assert!(near, "{} {name} on {device:?}: [{b}, {h}, {row}, {v}]", case.name);
                 }
             }
         }
@@ -240,29 +167,28 @@ fn outputs_and_lse_are_the_golden_ones() {
     for case in cases() {
         let chunk = case.file.number("chunk_queries") as usize;
         let (d, len) = (case.shape.head_dim, case.shape.q_len);
-        for device in devices() {
-            for dtype in [DType::F32, DType::F16, DType::BF16] {
-                if !device.supports_dtype(dtype) {
-                    continue;
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for (suffix, lse, mask, q_len) in [
+                ("out_dense", "lse_dense", None, len),
+                ("out_p95", "lse_p95", Some("mask_p95"), len),
+                ("chunk_out_p95", "chunk_lse_p95", Some("chunk_mask_p95"), chunk),
+            ] {
+                let mut inputs = case.inputs(q_len);
+                for x in [&mut inputs.q, &mut inputs.k, &mut inputs.v] {
+                    x.iter_mut().for_each(|x| *x = tests::round(*x, dtype));
                 }
-                for (suffix, lse, mask, q_len) in [
-                    ("out_dense", "lse_dense", None, len),
-                    ("out_p95", "lse_p95", Some("mask_p95"), len),
-                    (
-                        "chunk_out_p95",
-                        "chunk_lse_p95",
-                        Some("chunk_mask_p95"),
-                        chunk,
-                    ),
-                ] {
-                    let what = format!("{} {suffix} {device:?} {dtype:?}", case.name);
-                    let mut inputs = case.inputs(q_len);
-                    for x in [&mut inputs.q, &mut inputs.k, &mut inputs.v] {
-                        x.iter_mut().for_each(|x| *x = tests::round(*x, dtype));
+                let grids = case.grids(q_len);
+                let mask = mask.map(|name| case.mask(name));
+                let naive = inputs.naive(&grids, mask.as_ref(), dtype);
+                let wide = |name: &str| {
+                    case.file.values(name).iter().map(|&x| f64::from(x)).collect::<Vec<_>>()
+                };
+                let (right, right_lse) = (wide(suffix), wide(lse));
+                for device in devices() {
+                    if !device.supports_dtype(dtype) {
+                        continue;
                     }
-                    let grids = case.grids(q_len);
-                    let mask = mask.map(|name| case.mask(name));
-                    let naive = inputs.naive(&grids, mask.as_ref(), dtype);
+                    let what = format!("{} {suffix} {device:?} {dtype:?}", case.name);
                     let [q, k, v] = inputs.tensors(dtype, &device);
                     let options = AttentionOptions::default().with_lse();
                     let got = match &mask {
@@ -275,23 +201,8 @@ fn outputs_and_lse_are_the_golden_ones() {
                             block_sparse_attention(q, k, v, &selected, &options).unwrap()
                         }
                     };
-                    let wide = |name: &str| {
-                        case.file
-                            .values(name)
-                            .iter()
-                            .map(|&x| f64::from(x))
-                            .collect::<Vec<_>>()
-                    };
-                    assert_right(
-                        &what,
-                        &values(got.output),
-                        &wide(suffix),
-                        &naive,
-                        d,
-                        q_len,
-                        dtype,
-                    );
-                    assert_lse(&what, &values(got.lse.unwrap()), &wide(lse));
+                    assert_right(&what, &values(got.output), &right, &naive, d, q_len, dtype);
+                    assert_lse(&what, &values(got.lse.unwrap()), &right_lse);
                 }
             }
         }

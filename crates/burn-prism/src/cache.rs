@@ -45,17 +45,9 @@ impl PrismCache {
         check::supported(dtype, device)?;
         let blocks = BlockGrid::new(block, capacity, capacity)?.key_blocks();
         if capacity == 0 {
-            return Err(PrismError::ZeroDim {
-                name: "cache capacity",
-            });
+            return Err(PrismError::ZeroDim { name: "cache capacity" });
         }
-        let AttentionShape {
-            batch,
-            q_heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = *shape;
+        let AttentionShape { batch, q_heads, kv_heads, head_dim, .. } = *shape;
         let dims = [batch, kv_heads, capacity, head_dim];
         Ok(Self {
             k: Tensor::zeros(dims, (device, dtype)),
@@ -123,29 +115,16 @@ impl PrismCache {
             for (name, left_len, right_len) in limits {
                 if left_len != right_len {
                     let right = "the cache";
-                    return Err(PrismError::DimMismatch {
-                        name,
-                        left,
-                        left_len,
-                        right,
-                        right_len,
-                    });
+                    return Err(PrismError::DimMismatch { name, left, left_len, right, right_len });
                 }
             }
             if tensor.dtype() != self.k.dtype() {
                 let got = format!("{:?}", tensor.dtype());
                 let allowed = "the element type of the cache";
-                return Err(PrismError::DType {
-                    what: left,
-                    allowed,
-                    got,
-                });
+                return Err(PrismError::DType { what: left, allowed, got });
             }
             if tensor.device() != self.k.device() {
-                return Err(PrismError::Device {
-                    left,
-                    right: "cache",
-                });
+                return Err(PrismError::Device { left, right: "cache" });
             }
         }
         if v.dims()[2] != n {
@@ -160,10 +139,8 @@ impl PrismCache {
             });
         }
         if n > capacity - self.len {
-            let reason = format!(
-                "{n} more positions don't fit: {} of {capacity} are taken",
-                self.len
-            );
+            let reason =
+                format!("{n} more positions don't fit: {} of {capacity} are taken", self.len);
             return Err(PrismError::Cache { reason });
         }
         if n == 0 {
@@ -188,8 +165,7 @@ impl PrismCache {
 
     fn held(&self, all: &Tensor<4>) -> Tensor<4> {
         let [batch, heads, _, head_dim] = all.dims();
-        all.clone()
-            .slice([0..batch, 0..heads, 0..self.len, 0..head_dim])
+        all.clone().slice([0..batch, 0..heads, 0..self.len, 0..head_dim])
     }
 
     /// Checks a call of attention before the cache is changed.
@@ -210,36 +186,21 @@ impl PrismCache {
         for (name, left_len, right_len) in limits {
             if left_len != right_len {
                 let (left, right) = ("q", "the cache");
-                return Err(PrismError::DimMismatch {
-                    name,
-                    left,
-                    left_len,
-                    right,
-                    right_len,
-                });
+                return Err(PrismError::DimMismatch { name, left, left_len, right, right_len });
             }
         }
         AttentionShape::new(dims, [batch, kv_heads, capacity, head_dim], self.v.dims())?;
         if q.dtype() != self.k.dtype() {
             let got = format!("{:?}", q.dtype());
             let allowed = "the element type of the cache";
-            return Err(PrismError::DType {
-                what: "q",
-                allowed,
-                got,
-            });
+            return Err(PrismError::DType { what: "q", allowed, got });
         }
         if q.device() != self.k.device() {
-            return Err(PrismError::Device {
-                left: "q",
-                right: "cache",
-            });
+            return Err(PrismError::Device { left: "q", right: "cache" });
         }
         if config.block != self.block {
-            let reason = format!(
-                "it pools blocks of {}, but the settings say {}",
-                self.block, config.block
-            );
+            let reason =
+                format!("it pools blocks of {}, but the settings say {}", self.block, config.block);
             return Err(PrismError::Cache { reason });
         }
         if options.lengths.is_some() {
@@ -256,10 +217,7 @@ impl PrismCache {
         let first = self.pooled / self.block;
         if self.pooled < self.len {
             let from = first * self.block;
-            let fresh = self
-                .k
-                .clone()
-                .slice([0..batch, 0..heads, from..self.len, 0..head_dim]);
+            let fresh = self.k.clone().slice([0..batch, 0..heads, from..self.len, 0..head_dim]);
             // `from` is on the grid and keys start at it, so a grid of their own is the same one.
             if let Ok(grid) = BlockGrid::new(self.block, 0, self.len - from) {
                 let means = attention::pool(fresh, &vec![grid; batch], Side::Keys);
@@ -268,9 +226,7 @@ impl PrismCache {
             }
             self.pooled = self.len;
         }
-        self.pooled_k
-            .clone()
-            .slice([0..batch, 0..heads, 0..blocks, 0..head_dim])
+        self.pooled_k.clone().slice([0..batch, 0..heads, 0..blocks, 0..head_dim])
     }
 
     /// Energy of earlier query blocks, `[batch, q_heads, 4]`.

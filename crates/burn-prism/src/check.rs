@@ -11,11 +11,7 @@ pub(crate) fn inputs(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Result<Atte
     for (what, dtype) in [("k", k.dtype()), ("v", v.dtype())] {
         if dtype != q.dtype() {
             let got = format!("{dtype:?}");
-            return Err(PrismError::DType {
-                what,
-                allowed: "the element type of q",
-                got,
-            });
+            return Err(PrismError::DType { what, allowed: "the element type of q", got });
         }
     }
     for (right, tensor) in [("k", k), ("v", v)] {
@@ -30,11 +26,9 @@ pub(crate) fn inputs(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Result<Atte
 pub(crate) fn element(what: &'static str, dtype: DType) -> Result<()> {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => Ok(()),
-        got => Err(PrismError::DType {
-            what,
-            allowed: "f32, f16 or bf16",
-            got: format!("{got:?}"),
-        }),
+        got => {
+            Err(PrismError::DType { what, allowed: "f32, f16 or bf16", got: format!("{got:?}") })
+        }
     }
 }
 
@@ -56,10 +50,6 @@ pub(crate) fn supported(dtype: DType, device: &Device) -> Result<()> {
         Ok(())
     } else {
         let got = format!("{dtype:?}");
-        Err(PrismError::DType {
-            what: "q",
-            allowed: "a type that the device has",
-            got,
-        })
+        Err(PrismError::DType { what: "q", allowed: "a type that the device has", got })
     }
 }

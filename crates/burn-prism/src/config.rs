@@ -147,11 +147,9 @@ pub(crate) fn resolve_scale(scale: Option<f64>, head_dim: usize) -> Result<f64> 
 
 fn check_scale(scale: Option<f64>) -> Result<()> {
     match scale {
-        Some(got) if !(got > 0.0 && got.is_finite()) => Err(PrismError::OutOfRange {
-            name: "scale",
-            allowed: "finite and above 0",
-            got,
-        }),
+        Some(got) if !(got > 0.0 && got.is_finite()) => {
+            Err(PrismError::OutOfRange { name: "scale", allowed: "finite and above 0", got })
+        }
         _ => Ok(()),
     }
 }

@@ -51,9 +51,7 @@ impl PrismAttention {
     /// # Errors
     /// As [`prism_attention`].
     pub fn forward(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Result<Tensor<4>> {
-        Ok(self
-            .forward_with(q, k, v, &AttentionOptions::default())?
-            .output)
+        Ok(self.forward_with(q, k, v, &AttentionOptions::default())?.output)
     }
 
     /// [`forward`](Self::forward) with options, and with a report of what was done.
@@ -111,25 +109,14 @@ impl PrismAttention {
                     &self.config,
                     options.more_follows,
                 )?;
-                (
-                    block_sparse_attention(q, keys, values, &selected, &options)?,
-                    Some(selected),
-                )
+                (block_sparse_attention(q, keys, values, &selected, &options)?, Some(selected))
             }
             _ => (dense_attention(q, keys, values, &options)?, None),
         };
         if let Some(pooled_q) = pooled_q {
             cache.record_queries(pooled_q, &bands);
         }
-        let report = Report {
-            path,
-            reason,
-            selected,
-        };
-        Ok(PrismOutput {
-            output: result.output,
-            lse: result.lse,
-            report,
-        })
+        let report = Report { path, reason, selected };
+        Ok(PrismOutput { output: result.output, lse: result.lse, report })
     }
 }

@@ -88,9 +88,7 @@ impl Report {
     /// # Errors
     /// The device failed.
     pub fn density(&self) -> Result<f64> {
-        self.selected
-            .as_ref()
-            .map_or(Ok(1.0), SelectedBlocks::density)
+        self.selected.as_ref().map_or(Ok(1.0), SelectedBlocks::density)
     }
 }
 

@@ -90,11 +90,7 @@ impl SelectedBlocks {
 
 fn read<const D: usize>(tensor: Tensor<D, Int>) -> Result<Vec<u32>> {
     let failed = |reason: String| PrismError::Read { reason };
-    let data = tensor
-        .try_into_data_dtype(DType::I32)
-        .map_err(|error| failed(error.to_string()))?;
-    let values = data
-        .try_into_vec::<i32>()
-        .map_err(|error| failed(format!("{error:?}")))?;
+    let data = tensor.try_into_data_dtype(DType::I32).map_err(|error| failed(error.to_string()))?;
+    let values = data.try_into_vec::<i32>().map_err(|error| failed(format!("{error:?}")))?;
     Ok(values.into_iter().map(|x| x as u32).collect())
 }

@@ -24,10 +24,7 @@ struct Noise(u64);
 
 impl Noise {
     fn next(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
@@ -47,60 +44,31 @@ struct Problem {
 
 impl Problem {
     fn new(heads: [usize; 2], d: usize, block: usize, lengths: &[(usize, usize)]) -> Self {
-        let grids: Vec<BlockGrid> = lengths
-            .iter()
-            .map(|&(q, kv)| BlockGrid::new(block, q, kv).unwrap())
-            .collect();
+        let grids: Vec<BlockGrid> =
+            lengths.iter().map(|&(q, kv)| BlockGrid::new(block, q, kv).unwrap()).collect();
         let q_len = lengths.iter().map(|&(q, _)| q).max().unwrap();
         let kv_len = lengths.iter().map(|&(_, kv)| kv).max().unwrap();
         let [q_heads, kv_heads] = heads;
         let batch = lengths.len();
-        let shape = AttentionShape {
-            batch,
-            q_heads,
-            kv_heads,
-            q_len,
-            kv_len,
-            head_dim: d,
-        };
+        let shape = AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim: d };
         let mut noise = Noise((q_len * 31 + kv_len * 7 + d) as u64);
         let mut padded = |heads: usize, len: usize, own: &dyn Fn(&BlockGrid) -> usize, by: f32| {
             let mut x = noise.list(batch * heads * len * d);
             for (i, x) in x.iter_mut().enumerate() {
                 let (b, token) = (i / d / len / heads, i / d % len);
-                *x = if token < own(&grids[b]) {
-                    *x * by
-                } else {
-                    f32::NAN
-                };
+                *x = if token < own(&grids[b]) { *x * by } else { f32::NAN };
             }
             x
         };
         let q = padded(q_heads, q_len, &BlockGrid::q_len, 4.0);
         let k = padded(kv_heads, kv_len, &BlockGrid::kv_len, 4.0);
         let v = padded(kv_heads, kv_len, &BlockGrid::kv_len, 1.0);
-        Self {
-            shape,
-            grids,
-            q,
-            k,
-            v,
-        }
+        Self { shape, grids, q, k, v }
     }
 
     fn dims(&self) -> [[usize; 4]; 2] {
-        let AttentionShape {
-            batch,
-            q_heads,
-            kv_heads,
-            q_len,
-            kv_len,
-            head_dim,
-        } = self.shape;
-        [
-            [batch, q_heads, q_len, head_dim],
-            [batch, kv_heads, kv_len, head_dim],
-        ]
+        let AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim } = self.shape;
+        [[batch, q_heads, q_len, head_dim], [batch, kv_heads, kv_len, head_dim]]
     }
 
     fn scale(&self) -> f64 {
@@ -109,26 +77,11 @@ impl Problem {
 
     fn oracle(&self, selection: Option<&BlockSelection>) -> oracle::Attended {
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|x| wide(x));
-        oracle::attend(
-            &q,
-            &k,
-            &v,
-            &self.shape,
-            &self.grids,
-            selection,
-            self.scale(),
-        )
+        oracle::attend(&q, &k, &v, &self.shape, &self.grids, selection, self.scale())
     }
 
     fn pooled(&self) -> [Vec<f32>; 2] {
-        let AttentionShape {
-            q_heads,
-            kv_heads,
-            q_len,
-            kv_len,
-            head_dim: d,
-            ..
-        } = self.shape;
+        let AttentionShape { q_heads, kv_heads, q_len, kv_len, head_dim: d, .. } = self.shape;
         [
             oracle::pool_queries(&wide(&self.q), q_heads, q_len, d, &self.grids),
             oracle::pool_keys(&wide(&self.k), kv_heads, kv_len, d, &self.grids),
@@ -145,9 +98,8 @@ impl Problem {
             for h in 0..heads {
                 for row in 0..grid.rows() {
                     let last = grid.causal_blocks(row) - 1;
-                    let blocks: Vec<usize> = (0..=last)
-                        .filter(|&v| noise.next() > 0.0 || v == last)
-                        .collect();
+                    let blocks: Vec<usize> =
+                        (0..=last).filter(|&v| noise.next() > 0.0 || v == last).collect();
                     selection.set_row(b, h, row, blocks);
                 }
             }
@@ -194,11 +146,7 @@ fn read<B: Backend>(x: FloatTensor<B>) -> Vec<f64> {
 fn read_words<B: Backend>(x: IntTensor<B>) -> Vec<u32> {
     assert_eq!(x.dtype(), DType::I32);
     let data = read_sync(B::int_into_data(x)).unwrap();
-    data.to_vec::<i32>()
-        .unwrap()
-        .into_iter()
-        .map(|word| word as u32)
-        .collect()
+    data.to_vec::<i32>().unwrap().into_iter().map(|word| word as u32).collect()
 }
 
 #[track_caller]
@@ -218,10 +166,8 @@ const LENGTHS: [usize; 5] = [1, 16, 31, 64, 100];
 
 /// Every pair of lengths as a uniform batch of 2, and all of them as one ragged batch.
 fn batches() -> Vec<Vec<(usize, usize)>> {
-    let pairs: Vec<(usize, usize)> = LENGTHS
-        .iter()
-        .flat_map(|&q| LENGTHS.map(|kv| (q, kv)))
-        .collect();
+    let pairs: Vec<(usize, usize)> =
+        LENGTHS.iter().flat_map(|&q| LENGTHS.map(|kv| (q, kv))).collect();
     let mut batches: Vec<_> = pairs.iter().map(|&pair| vec![pair; 2]).collect();
     batches.push(pairs);
     batches.push(vec![(0, 20), (20, 0), (40, 40), (0, 0), (40, 40), (40, 40)]);
@@ -266,11 +212,7 @@ fn attends<B: Backend>() {
 
 /// Long enough for several tiles of heads and queries; blocks longer than the sequence too.
 fn attends_in_tiles<B: Backend>() {
-    for (block, heads, length) in [
-        (16, [12, 2], 720),
-        (1 << 20, [12, 12], 600),
-        (7, [2, 1], 530),
-    ] {
+    for (block, heads, length) in [(16, [12, 2], 720), (1 << 20, [12, 12], 600), (7, [2, 1], 530)] {
         let problem = Problem::new(heads, 8, block, &[(length, length)]);
         let selection = problem.some_blocks();
         let expected = problem.oracle(Some(&selection));
@@ -300,12 +242,7 @@ fn expected_selection(
             let head = PooledHead {
                 q: &q[line * rows * d..][..rows * d],
                 k: &k[kv_line * key_blocks * d..][..key_blocks * d],
-                history: BandEnergy {
-                    high: past[0],
-                    low: past[1],
-                    all: past[2],
-                    blocks: past[3],
-                },
+                history: BandEnergy { high: past[0], low: past[1], all: past[2], blocks: past[3] },
             };
             let mut words = vec![0; rows * width];
             params.rule.select_head(
@@ -332,13 +269,7 @@ fn check_selection<B: Backend>(
 ) {
     let device = Device::<B>::default();
     let (rows, key_blocks) = extent(&params.grids);
-    let AttentionShape {
-        batch,
-        q_heads,
-        kv_heads,
-        head_dim: d,
-        ..
-    } = *shape;
+    let AttentionShape { batch, q_heads, kv_heads, head_dim: d, .. } = *shape;
     let (words, counts) = fallback::select::<B>(
         float::<B>(q, &[batch, q_heads, rows, d], &device),
         float::<B>(k, &[batch, kv_heads, key_blocks, d], &device),
@@ -357,12 +288,7 @@ fn check_selection<B: Backend>(
             for row in 0..rows {
                 let blocks = |s: &BlockSelection| s.blocks(b, h, row).collect::<Vec<_>>();
                 let at = format!("batch {b}, head {h}, row {row}, {:?}", params.rule);
-                assert_eq!(
-                    blocks(&got),
-                    blocks(&expected),
-                    "{at}, {:?}",
-                    params.calibration
-                );
+                assert_eq!(blocks(&got), blocks(&expected), "{at}, {:?}", params.calibration);
             }
         }
     }
@@ -391,14 +317,8 @@ fn rules() -> Vec<SelectionRule> {
 }
 
 fn bands(d: usize) -> [Bands; 3] {
-    let rope = Rope {
-        rotary_dim: Some(8),
-        ..Rope::new(1e4)
-    };
-    let split = BandRule::Dims {
-        high: 4,
-        low: d - 4,
-    };
+    let rope = Rope { rotary_dim: Some(8), ..Rope::new(1e4) };
+    let split = BandRule::Dims { high: 4, low: d - 4 };
     let high = BandRule::Dims { high: 6, low: 0 };
     [
         Bands::new(split, Some(&rope), d, 16).unwrap(),
@@ -433,6 +353,17 @@ fn selects<B: Backend>() {
     }
 }
 
+/// Long enough for several tiles of rows.
+fn selects_in_tiles<B: Backend>() {
+    let problem = Problem::new([8, 4], 12, 1, &[(700, 810)]);
+    let [q, k] = problem.pooled();
+    let history = vec![0.0; problem.shape.q_heads * 4];
+    let rule = SelectionRule { budget: Budget::TopK(5), ..SelectionRule::default() };
+    let grids = problem.grids.clone();
+    let params = SelectParams::new(grids, bands(12)[0].clone(), Calibration::Causal, rule, false);
+    check_selection::<B>([&q, &k, &history], &problem.shape, &params);
+}
+
 /// Ties, silent heads and vectors that aren't finite; more than a word of blocks.
 fn selects_from_odd_numbers<B: Backend>() {
     let problem = Problem::new([2, 1], 12, 4, &[(200, 300), (170, 170)]);
@@ -443,11 +374,16 @@ fn selects_from_odd_numbers<B: Backend>() {
     let mut broken = (noisy_q.clone(), noisy_k.clone());
     broken.0[12 * 5] = f32::NAN;
     broken.0[12 * 7 + 3] = f32::INFINITY;
-    broken.0[12 * 9 + 1] = 1e30;
+    broken.0[12 * 9 + 1] = 1e15;
     broken.1[12 * 2 + 4] = f32::NEG_INFINITY;
     broken.1[12 * 6 + 1] = f32::NAN;
     for (q, k) in [(noisy_q, noisy_k), zeros, ties, broken] {
-        for rule in rules() {
+        for mut rule in rules() {
+            // Equal masses must not reach the target up to rounding: no n · 0.953 is integer.
+            rule.budget = match rule.budget {
+                Budget::Mass(mass) if mass < 1.0 => Budget::Mass(mass + 0.003),
+                budget => budget,
+            };
             for calibration in CALIBRATIONS {
                 let bands = bands(12)[0].clone();
                 let params =
@@ -466,11 +402,7 @@ fn bad_keys_stay_where_they_are_read<B: Backend>() {
     let (bad_block, token, d) = (2, 37, problem.shape.head_dim);
     for (bad, in_keys) in [(f32::NAN, false), (f32::INFINITY, false), (f32::NAN, true)] {
         let before = (problem.k.clone(), problem.v.clone());
-        let x = if in_keys {
-            &mut problem.k
-        } else {
-            &mut problem.v
-        };
+        let x = if in_keys { &mut problem.k } else { &mut problem.v };
         x[token * d + 3] = bad;
         let (bad_out, bad_lse) = problem.attend::<B>(Some(&selection));
         for line in 0..2 * 100 {
@@ -507,21 +439,10 @@ fn takes_half_precision<B: Backend>() {
     for (dtype, tolerance) in [(FloatDType::F16, 1e-3), (FloatDType::BF16, 8e-3)] {
         let mut problem = Problem::new([6, 2], 33, 16, &[(31, 64), (64, 31)]);
         let [q_dims, k_dims] = problem.dims();
-        let [q, k, v] = [
-            (&problem.q, q_dims),
-            (&problem.k, k_dims),
-            (&problem.v, k_dims),
-        ]
-        .map(|(x, dims)| B::float_cast(float::<B>(x, &dims, &device), dtype));
-        for (x, rounded) in [
-            (&mut problem.q, &q),
-            (&mut problem.k, &k),
-            (&mut problem.v, &v),
-        ] {
-            *x = read::<B>(rounded.clone())
-                .into_iter()
-                .map(|x| x as f32)
-                .collect();
+        let [q, k, v] = [(&problem.q, q_dims), (&problem.k, k_dims), (&problem.v, k_dims)]
+            .map(|(x, dims)| B::float_cast(float::<B>(x, &dims, &device), dtype));
+        for (x, rounded) in [(&mut problem.q, &q), (&mut problem.k, &k), (&mut problem.v, &v)] {
+            *x = read::<B>(rounded.clone()).into_iter().map(|x| x as f32).collect();
         }
         let pooled = fallback::pool::<B>(k.clone(), &problem.grids, Side::Keys);
         assert_eq!(pooled.dtype(), DType::F32);
@@ -552,11 +473,7 @@ fn gradients_are_right<A: AutodiffBackend>() {
         .collect();
     let leaf =
         |x: &[f32], dims: &[usize]| A::float_set_require_grad(float::<A>(x, dims, &device), true);
-    let leaves = [
-        leaf(&problem.q, &q_dims),
-        leaf(&problem.k, &k_dims),
-        leaf(&problem.v, &k_dims),
-    ];
+    let leaves = [leaf(&problem.q, &q_dims), leaf(&problem.k, &k_dims), leaf(&problem.v, &k_dims)];
     let [q, k, v] = leaves.clone();
     let params = AttendParams::new(problem.grids.clone(), problem.scale());
     let selected = Some(words::<A>(&selection, &device));
@@ -569,12 +486,7 @@ fn gradients_are_right<A: AutodiffBackend>() {
 
     let value = |problem: &Problem| {
         let expected = problem.oracle(Some(&selection));
-        let out: f64 = expected
-            .out
-            .iter()
-            .zip(&a)
-            .map(|(x, &a)| x * f64::from(a))
-            .sum();
+        let out: f64 = expected.out.iter().zip(&a).map(|(x, &a)| x * f64::from(a)).sum();
         let lse: f64 = expected
             .lse
             .iter()
@@ -602,11 +514,7 @@ fn gradients_are_right<A: AutodiffBackend>() {
             let ((up, right), (down, left)) = (moved(1e-3), moved(-1e-3));
             let expected = (up - down) / (right - left);
             let expected = if expected.is_nan() { 0.0 } else { expected };
-            assert!(
-                (grad[i] - expected).abs() < 1e-4,
-                "{which}, {i}: {} {expected}",
-                grad[i]
-            );
+            assert!((grad[i] - expected).abs() < 1e-4, "{which}, {i}: {} {expected}", grad[i]);
         }
     }
 }
@@ -626,11 +534,11 @@ macro_rules! on {
 
 on! {
     flex: Flex => [
-        pools, attends, attends_in_tiles, selects, selects_from_odd_numbers,
+        pools, attends, attends_in_tiles, selects, selects_in_tiles, selects_from_odd_numbers,
         bad_keys_stay_where_they_are_read, rows_without_keys_are_zero, takes_half_precision,
     ];
     ndarray: NdArray => [
-        pools, attends, attends_in_tiles, selects, selects_from_odd_numbers,
+        pools, attends, attends_in_tiles, selects, selects_in_tiles, selects_from_odd_numbers,
         bad_keys_stay_where_they_are_read, rows_without_keys_are_zero,
     ];
     autodiff: Autodiff<Flex> => [pools, attends, selects, gradients_are_right];

@@ -64,7 +64,7 @@ pub enum CalibrationArg {
 #[derive(Debug, Args)]
 pub struct PrismArgs {
     /// Estimated probability that each row keeps, above 0 and at most 1
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
     pub mass: f64,
     /// Positions a block
     #[arg(long, default_value_t = 128)]
@@ -123,10 +123,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_tokens: usize,
     /// Sampling temperature; 0 takes the likeliest token
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Share of probability that sampling chooses from, above 0 and at most 1
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f64,
     /// Seed of the sampling
     #[arg(long, default_value_t = 0)]
@@ -245,10 +245,7 @@ pub fn device(name: &str) -> Result<Device> {
         Some((_, device)) => Ok(device.clone()),
         None => {
             let known: Vec<_> = devices.iter().map(|(known, _)| *known).collect();
-            bail!(
-                "this build has no device {name:?}; it has: {}",
-                known.join(", ")
-            )
+            bail!("this build has no device {name:?}; it has: {}", known.join(", "))
         }
     }
 }

@@ -39,10 +39,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let config = args.prism.apply(opened.llama.prism_config());
     let layer = args.layer.unwrap_or(opened.llama.config().layers / 2);
     if layer >= opened.llama.config().layers {
-        bail!(
-            "there is no layer {layer}: the model has {}",
-            opened.llama.config().layers
-        );
+        bail!("there is no layer {layer}: the model has {}", opened.llama.config().layers);
     }
     let (llama, tokenizer) = (&mut opened.llama, &opened.tokenizer);
 
@@ -56,10 +53,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
                 .with_context(|| format!("can't write {}", path.display()))?;
             Some(path.display().to_string())
         }
-        (Some(_), None) => bail!(
-            "no heat map: layer {layer} ran dense ({})",
-            pass.stats.reason
-        ),
+        (Some(_), None) => bail!("no heat map: layer {layer} ran dense ({})", pass.stats.reason),
         (None, _) => None,
     };
     let (prism, prism_predictions) = finish(llama, tokenizer, pass, &ids, extra)?;
@@ -75,11 +69,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         dense,
         prism,
     };
-    if args.model.json {
-        output::json(&report)
-    } else {
-        print(&report)
-    }
+    if args.model.json { output::json(&report) } else { print(&report) }
 }
 
 /// Scores the text and continues it.
@@ -105,12 +95,8 @@ fn finish(
 
 fn print(report: &Report) -> Result<()> {
     let (dense, prism) = (&report.dense, &report.prism);
-    let mut table = output::table(&[
-        &format!("{} tokens", report.tokens),
-        "dense",
-        "prism",
-        "ratio",
-    ]);
+    let mut table =
+        output::table(&[&format!("{} tokens", report.tokens), "dense", "prism", "ratio"]);
     let mut row = |name: &str, dense: f64, prism: f64, digits: usize| {
         table.add_row([
             name.to_string(),
@@ -119,18 +105,8 @@ fn print(report: &Report) -> Result<()> {
             format!("{:.3}", prism / dense),
         ]);
     };
-    row(
-        "time to first token, s",
-        dense.stats.seconds,
-        prism.stats.seconds,
-        2,
-    );
-    row(
-        "of it attention, s",
-        dense.stats.attention_seconds,
-        prism.stats.attention_seconds,
-        2,
-    );
+    row("time to first token, s", dense.stats.seconds, prism.stats.seconds, 2);
+    row("of it attention, s", dense.stats.attention_seconds, prism.stats.attention_seconds, 2);
     row("density", dense.stats.density(), prism.stats.density(), 3);
     row("perplexity", dense.perplexity, prism.perplexity, 3);
     println!("{table}");
@@ -144,10 +120,7 @@ fn print(report: &Report) -> Result<()> {
     );
     let shown: Vec<String> = by_layer.iter().map(|d| format!("{d:.2}")).collect();
     println!("  {}", shown.join(" "));
-    println!(
-        "same likeliest next token at {:.1} % of positions",
-        100.0 * report.top1_agreement
-    );
+    println!("same likeliest next token at {:.1} % of positions", 100.0 * report.top1_agreement);
     println!("dense continues: {:?}", dense.continuation);
     println!("prism continues: {:?}", prism.continuation);
     if let Some(path) = &report.heatmap {

@@ -58,9 +58,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             device.name.to_string(),
             device.kernel.to_string(),
             device.dtypes.join(" "),
-            device
-                .sparse_from
-                .map_or("never by itself".into(), |keys| format!("{keys} keys")),
+            device.sparse_from.map_or("never by itself".into(), |keys| format!("{keys} keys")),
         ]);
     }
     println!("{table}");
@@ -76,14 +74,8 @@ fn examine() -> Report {
     let devices = args::devices()
         .into_iter()
         .map(|(name, device)| {
-            let types = [
-                ("f32", DType::F32),
-                ("f16", DType::F16),
-                ("bf16", DType::BF16),
-            ];
-            let dtypes = types
-                .into_iter()
-                .filter(|&(_, dtype)| device.supports_dtype(dtype));
+            let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
+            let dtypes = types.into_iter().filter(|&(_, dtype)| device.supports_dtype(dtype));
             let kernel = kernel(&device);
             DeviceReport {
                 name,
@@ -93,10 +85,8 @@ fn examine() -> Report {
             }
         })
         .collect();
-    let missing = ["cpu", "cuda", "wgpu", "vulkan", "metal", "rocm"].map(|name| Missing {
-        name,
-        reason: "this version has no kernels for it".into(),
-    });
+    let missing = ["cpu", "cuda", "wgpu", "vulkan", "metal", "rocm"]
+        .map(|name| Missing { name, reason: "this version has no kernels for it".into() });
     Report {
         version: env!("CARGO_PKG_VERSION"),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -116,10 +106,7 @@ fn cpu_features() -> Vec<&'static str> {
         ("fma", std::is_x86_feature_detected!("fma")),
         ("avx512f", std::is_x86_feature_detected!("avx512f")),
     ];
-    all.into_iter()
-        .filter(|&(_, has)| has)
-        .map(|(name, _)| name)
-        .collect()
+    all.into_iter().filter(|&(_, has)| has).map(|(name, _)| name).collect()
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -14,13 +14,9 @@ pub fn write(
     layer: usize,
 ) -> Result<()> {
     let [_, heads, rows, key_blocks] = selection.shape();
-    let grid = grids
-        .first()
-        .ok_or_else(|| anyhow!("the selection is empty"))?;
+    let grid = grids.first().ok_or_else(|| anyhow!("the selection is empty"))?;
     let readers = |row: usize, v: usize| {
-        (0..heads)
-            .filter(|&head| selection.contains(0, head, row, v))
-            .count()
+        (0..heads).filter(|&head| selection.contains(0, head, row, v)).count()
     };
     let failed = |error: &dyn std::fmt::Display| anyhow!("{error}");
     let root = SVGBackend::new(path, (720, 760)).into_drawing_area();

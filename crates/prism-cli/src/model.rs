@@ -30,21 +30,12 @@ pub fn open(args: &ModelArgs) -> Result<Opened> {
     })
     .with_context(|| format!("can't load {}", args.model.display()))?;
     bar.finish_and_clear();
-    Ok(Opened {
-        checkpoint,
-        tokenizer,
-        llama,
-        load_seconds: start.elapsed().as_secs_f64(),
-    })
+    Ok(Opened { checkpoint, tokenizer, llama, load_seconds: start.elapsed().as_secs_f64() })
 }
 
 /// Opens the files of a model, fetching them first where a Hugging Face id is given.
 pub fn checkpoint(path: &Path) -> Result<Checkpoint> {
-    let path = if path.exists() {
-        path.to_path_buf()
-    } else {
-        fetch(path)?
-    };
+    let path = if path.exists() { path.to_path_buf() } else { fetch(path)? };
     Checkpoint::open(&path).with_context(|| format!("can't open {}", path.display()))
 }
 
@@ -67,11 +58,7 @@ pub fn read_tokens(tokenizer: &Tokenizer, file: &Path, limit: usize) -> Result<V
     let mut ids = tokenizer.encode(&text, false)?;
     ids.truncate(limit);
     if ids.len() < 2 {
-        bail!(
-            "{} holds {} tokens, at least 2 are needed",
-            file.display(),
-            ids.len()
-        );
+        bail!("{} holds {} tokens, at least 2 are needed", file.display(), ids.len());
     }
     Ok(ids)
 }

@@ -30,10 +30,6 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 {
         format!("{n} B")
     } else {
-        format!(
-            "{:.1} {}",
-            n as f64 / (1u64 << (10 * unit)) as f64,
-            UNITS[unit]
-        )
+        format!("{:.1} {}", n as f64 / (1u64 << (10 * unit)) as f64, UNITS[unit])
     }
 }

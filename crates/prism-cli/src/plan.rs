@@ -29,19 +29,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         Some(path) => {
             let checkpoint = model::checkpoint(path)?;
             let config = checkpoint.config();
-            (
-                config.rope,
-                config.q_heads,
-                config.kv_heads,
-                config.head_dim,
-            )
+            (config.rope, config.q_heads, config.kv_heads, config.head_dim)
         }
-        None => (
-            Rope::new(args.rope_theta),
-            args.q_heads,
-            args.kv_heads,
-            args.head_dim,
-        ),
+        None => (Rope::new(args.rope_theta), args.q_heads, args.kv_heads, args.head_dim),
     };
     let keys = args.tokens.checked_add(args.cached).unwrap_or(usize::MAX);
     let kv = [args.batch, kv_heads, keys, head_dim];
@@ -49,35 +39,19 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let config = args.prism.apply(PrismConfig::new(rope));
     let plan = burn_prism::plan(&config, &shape, None, dtype, &device)?;
     let bands = config.validate(head_dim)?;
-    let report = Report {
-        plan,
-        high_dims: bands.high().len(),
-        low_dims: bands.low().len(),
-        config,
-    };
+    let report =
+        Report { plan, high_dims: bands.high().len(), low_dims: bands.low().len(), config };
     if args.json {
         return output::json(&report);
     }
     let mut table = output::table(&["plan", ""]);
-    table.add_row([
-        "path".into(),
-        format!("{} ({})", report.plan.path, report.plan.reason),
-    ]);
+    table.add_row(["path".into(), format!("{} ({})", report.plan.path, report.plan.reason)]);
     table.add_row(["computed by".into(), report.plan.kernel.to_string()]);
-    table.add_row([
-        "results and scratch".into(),
-        output::bytes(report.plan.bytes),
-    ]);
-    table.add_row([
-        "dense attention".into(),
-        format!("{:.3e} flop", report.plan.dense_flops),
-    ]);
+    table.add_row(["results and scratch".into(), output::bytes(report.plan.bytes)]);
+    table.add_row(["dense attention".into(), format!("{:.3e} flop", report.plan.dense_flops)]);
     table.add_row([
         "bands".into(),
-        format!(
-            "{} high, {} low of {head_dim} dims",
-            report.high_dims, report.low_dims
-        ),
+        format!("{} high, {} low of {head_dim} dims", report.high_dims, report.low_dims),
     ]);
     println!("{table}");
     Ok(())

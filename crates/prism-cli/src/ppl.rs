@@ -47,18 +47,12 @@ pub fn run(args: &PplArgs) -> Result<()> {
     }
     let mut table = output::table(&["perplexity", ""]);
     table.add_row(["tokens".into(), report.tokens.to_string()]);
-    table.add_row([
-        "path".into(),
-        format!("{} ({})", report.path, report.reason),
-    ]);
+    table.add_row(["path".into(), format!("{} ({})", report.path, report.reason)]);
     table.add_row(["nll, nats a token".into(), format!("{:.4}", report.nll)]);
     table.add_row(["perplexity".into(), format!("{:.3}", report.perplexity)]);
     table.add_row(["density".into(), format!("{:.3}", report.density)]);
     table.add_row(["prefill, s".into(), format!("{:.2}", report.seconds)]);
-    table.add_row([
-        "of it attention, s".into(),
-        format!("{:.2}", report.attention_seconds),
-    ]);
+    table.add_row(["of it attention, s".into(), format!("{:.2}", report.attention_seconds)]);
     println!("{table}");
     Ok(())
 }

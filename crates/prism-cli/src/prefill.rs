@@ -71,40 +71,24 @@ pub fn run(
     let seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
     let stats = stats(&traces, seconds)?;
-    let selected = traces
-        .into_iter()
-        .map(|trace| trace.report.selected)
-        .collect();
-    Ok(Prefill {
-        hidden,
-        logits,
-        cache,
-        stats,
-        selected,
-    })
+    let selected = traces.into_iter().map(|trace| trace.report.selected).collect();
+    Ok(Prefill { hidden, logits, cache, stats, selected })
 }
 
 fn stats(traces: &[LayerTrace], seconds: f64) -> Result<Stats> {
-    let sparse = traces
-        .iter()
-        .filter(|trace| trace.report.path == Path::Sparse)
-        .count();
+    let sparse = traces.iter().filter(|trace| trace.report.path == Path::Sparse).count();
     let path = match sparse {
         0 => "dense",
         all if all == traces.len() => "sparse",
         _ => "mixed",
     };
-    let density_by_layer = traces
-        .iter()
-        .map(|trace| trace.report.density())
-        .collect::<Result<_, _>>()?;
+    let density_by_layer =
+        traces.iter().map(|trace| trace.report.density()).collect::<Result<_, _>>()?;
     Ok(Stats {
         seconds,
         attention_seconds: traces.iter().map(|trace| trace.seconds).sum(),
         path: path.into(),
-        reason: traces
-            .first()
-            .map_or(String::new(), |trace| trace.report.reason.to_string()),
+        reason: traces.first().map_or(String::new(), |trace| trace.report.reason.to_string()),
         density_by_layer,
     })
 }

@@ -95,10 +95,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     // The last chunk saw the whole prompt: its path and density speak for the call.
     let layers = llama.config().layers;
     let last = &traces[traces.len() - layers..];
-    let densities = last
-        .iter()
-        .map(|t| t.report.density())
-        .collect::<Result<Vec<_>, _>>()?;
+    let densities = last.iter().map(|t| t.report.density()).collect::<Result<Vec<_>, _>>()?;
     let report = Report {
         prompt_tokens: ids.len(),
         tokens: tokens.len(),
@@ -135,11 +132,7 @@ fn prompt_ids(args: &RunArgs, opened: &Opened) -> Result<Vec<u32>> {
         (None, Some(file)) => model::read_text(file)?,
         (None, None) => bail!("give --prompt or --file"),
     };
-    let template = if args.raw {
-        None
-    } else {
-        opened.checkpoint.chat_template()?
-    };
+    let template = if args.raw { None } else { opened.checkpoint.chat_template()? };
     let ids = match template {
         Some(template) => {
             let config = opened.llama.config();

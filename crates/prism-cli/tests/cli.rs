@@ -11,44 +11,31 @@ fn prism(args: &[&str]) -> (bool, String, String) {
     let mut command = Command::cargo_bin("prism").unwrap();
     let output = command.args(args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (
-        output.status.success(),
-        text(output.stdout),
-        text(output.stderr),
-    )
+    (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
 #[test]
 fn bless_help_is_golden() {
     for command in COMMANDS {
-        let args: Vec<&str> = [command, "--help"]
-            .into_iter()
-            .filter(|arg| !arg.is_empty())
-            .collect();
+        let args: Vec<&str> =
+            [command, "--help"].into_iter().filter(|arg| !arg.is_empty()).collect();
         let (ok, help, _) = prism(&args);
         assert!(ok);
         let name = if command.is_empty() { "prism" } else { command };
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/help")
-            .join(format!("{name}.txt"));
+        let golden =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/help").join(format!("{name}.txt"));
         if std::env::var_os("PRISM_BLESS").is_some() {
             std::fs::write(&golden, &help).unwrap();
         }
         let right = std::fs::read_to_string(&golden).unwrap_or_default();
-        assert_eq!(
-            help, right,
-            "run `cargo xtask bless` and read the difference"
-        );
+        assert_eq!(help, right, "run `cargo xtask bless` and read the difference");
     }
 }
 
 #[test]
 fn doctor_says_what_can_run_and_why_not_the_rest() {
     let (ok, text, _) = prism(&["doctor"]);
-    assert!(
-        ok && text.contains("flex") && text.contains("cuda: "),
-        "{text}"
-    );
+    assert!(ok && text.contains("flex") && text.contains("cuda: "), "{text}");
     let (ok, json, _) = prism(&["doctor", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(ok && json["threads"].as_u64().unwrap() >= 1);
@@ -61,10 +48,7 @@ fn plan_answers_without_running() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(ok);
     assert_eq!(json["path"], "sparse");
-    assert_eq!(
-        (json["high_dims"].as_u64(), json["low_dims"].as_u64()),
-        (Some(64), Some(96))
-    );
+    assert_eq!((json["high_dims"].as_u64(), json["low_dims"].as_u64()), (Some(64), Some(96)));
     let (ok, text, _) = prism(&["plan", "--tokens", "100"]);
     assert!(ok && text.contains("dense"), "{text}");
 }
@@ -72,43 +56,17 @@ fn plan_answers_without_running() {
 #[test]
 fn bad_arguments_are_refused_with_a_reason() {
     let cases: [(&[&str], &str); 8] = [
-        (
-            &["plan", "--mass", "1.5"],
-            "mass must be above 0 and at most 1, got 1.5",
-        ),
-        (
-            &["plan", "--q-heads", "7", "--kv-heads", "2"],
-            "got 7 query and 2 kv",
-        ),
-        (
-            &["plan", "--dtype", "f64"],
-            "element type must be f32, f16 or bf16",
-        ),
-        (
-            &["plan", "--device", "tpu"],
-            "no device \"tpu\"; it has: flex",
-        ),
+        (&["plan", "--mass", "1.5"], "mass must be above 0 and at most 1, got 1.5"),
+        (&["plan", "--q-heads", "7", "--kv-heads", "2"], "got 7 query and 2 kv"),
+        (&["plan", "--dtype", "f64"], "element type must be f32, f16 or bf16"),
+        (&["plan", "--device", "tpu"], "no device \"tpu\"; it has: flex"),
         (&["plan", "--block", "0"], "block size must be between 1"),
-        (
-            &["plan", "--high-dims", "3", "--low-dims", "96"],
-            "high_dims must be even",
-        ),
+        (&["plan", "--high-dims", "3", "--low-dims", "96"], "high_dims must be even"),
         (
             &["ppl", "--model", "nowhere.gguf", "--file", "nothing.txt"],
             "no file or directory nowhere.gguf",
         ),
-        (
-            &[
-                "run",
-                "--model",
-                "x",
-                "--prompt",
-                "y",
-                "--temperature",
-                "-1",
-            ],
-            "temperature",
-        ),
+        (&["run", "--model", "x", "--prompt", "y", "--temperature", "-1"], "temperature"),
     ];
     for (args, says) in cases {
         let (ok, _, error) = prism(args);
@@ -134,7 +92,8 @@ fn ppl_and_compare_print_what_they_promise() {
         (0..512).map(|id| (format!("w{id}"), id.into())).collect();
     let tokenizer = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-        "normalizer": null, "post_processor": null, "decoder": null,
+        "normalizer": null, "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
         "pre_tokenizer": {"type": "Whitespace"},
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
     });
@@ -145,28 +104,11 @@ fn ppl_and_compare_print_what_they_promise() {
     let (model, file) = (model.to_str().unwrap(), file.to_str().unwrap());
     let svg = folder.path().join("map.svg");
 
-    let prism_args = [
-        "--block",
-        "16",
-        "--high-dims",
-        "16",
-        "--low-dims",
-        "24",
-        "--dense-below",
-        "0",
-    ];
+    let prism_args =
+        ["--block", "16", "--high-dims", "16", "--low-dims", "24", "--dense-below", "0"];
     let ppl = |attention: &str| {
-        let mut args = vec![
-            "ppl", "--model", model, "--file", file, "--tokens", "300", "--json",
-        ];
-        args.extend([
-            "--attention",
-            attention,
-            "--mass",
-            "0.7",
-            "--dense-last-blocks",
-            "0",
-        ]);
+        let mut args = vec!["ppl", "--model", model, "--file", file, "--tokens", "300", "--json"];
+        args.extend(["--attention", attention, "--mass", "0.7", "--dense-last-blocks", "0"]);
         args.extend(["--device", "flex"]);
         args.extend(prism_args);
         let (ok, json, error) = prism(&args);
@@ -177,58 +119,30 @@ fn ppl_and_compare_print_what_they_promise() {
     for (report, path) in [(&dense, "dense"), (&sparse, "sparse")] {
         assert_eq!(report["tokens"], 300);
         assert_eq!(report["path"], path);
-        for number in [
-            "nll",
-            "perplexity",
-            "density",
-            "seconds",
-            "attention_seconds",
-        ] {
-            assert!(
-                report[number].as_f64().unwrap() > 0.0,
-                "{number} of {report}"
-            );
+        for number in ["nll", "perplexity", "density", "seconds", "attention_seconds"] {
+            assert!(report[number].as_f64().unwrap() > 0.0, "{number} of {report}");
         }
     }
     assert_eq!(dense["density"], 1.0);
     assert!(sparse["density"].as_f64().unwrap() < 1.0);
 
-    let mut args = vec![
-        "compare",
-        "--model",
-        model,
-        "--file",
-        file,
-        "--json",
-        "--heatmap",
-    ];
+    let mut args = vec!["compare", "--model", model, "--file", file, "--json", "--heatmap"];
     args.push(svg.to_str().unwrap());
     args.extend(prism_args);
     let (ok, json, error) = prism(&args);
     assert!(ok, "{error}");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(json["top1_agreement"].as_f64().unwrap() > 0.0);
-    assert_eq!(
-        json["prism"]["density_by_layer"].as_array().unwrap().len(),
-        3
-    );
+    assert_eq!(json["prism"]["density_by_layer"].as_array().unwrap().len(), 3);
     let drawn = std::fs::read_to_string(svg).unwrap();
     assert!(drawn.starts_with("<svg") && drawn.matches("<rect").count() > 300);
 
-    let mut args = vec![
-        "run", "--model", model, "--raw", "--prompt", "w1 w2 w3", "--json",
-    ];
+    let mut args = vec!["run", "--model", model, "--raw", "--prompt", "w1 w2 w3", "--json"];
     args.extend(["--max-tokens", "5", "--temperature", "0.8", "--seed", "3"]);
     let first = prism(&args);
     assert!(first.0, "{}", first.2);
     let json: serde_json::Value = serde_json::from_str(&first.1).unwrap();
-    assert_eq!(
-        (json["prompt_tokens"].as_u64(), json["path"].as_str()),
-        (Some(3), Some("dense"))
-    );
+    assert_eq!((json["prompt_tokens"].as_u64(), json["path"].as_str()), (Some(3), Some("dense")));
     let again: serde_json::Value = serde_json::from_str(&prism(&args).1).unwrap();
-    assert_eq!(
-        json["text"], again["text"],
-        "the same seed gives the same text"
-    );
+    assert_eq!(json["text"], again["text"], "the same seed gives the same text");
 }

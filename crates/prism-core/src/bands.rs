@@ -15,11 +15,7 @@ use crate::rope::Rope;
 pub fn attenuation(inv_freq: f64, block: usize) -> f64 {
     let block = block as f64;
     let half = (inv_freq / 2.0).sin();
-    if half == 0.0 {
-        1.0
-    } else {
-        ((block * inv_freq / 2.0).sin() / (block * half)).abs()
-    }
+    if half == 0.0 { 1.0 } else { ((block * inv_freq / 2.0).sin() / (block * half)).abs() }
 }
 
 /// How dims are shared out between the bands.
@@ -56,11 +52,7 @@ impl Bands {
     /// Widths that are odd, don't fit the head, or are both 0; RoPE settings out of range.
     pub fn new(rule: BandRule, rope: Option<&Rope>, head_dim: usize, block: usize) -> Result<Self> {
         let Some(rope) = rope else {
-            return Ok(Self {
-                head_dim,
-                high: Vec::new(),
-                low: (0..head_dim).collect(),
-            });
+            return Ok(Self { head_dim, high: Vec::new(), low: (0..head_dim).collect() });
         };
         let rotary = rope.rotary_dim(head_dim)?;
         let still = head_dim - rotary;
@@ -100,11 +92,7 @@ impl Bands {
         if !matches!(rule, BandRule::Dims { low: 0, .. }) {
             low_dims.extend(rotary..head_dim);
         }
-        Ok(Self {
-            head_dim,
-            high: pairs(0..high / 2),
-            low: low_dims,
-        })
+        Ok(Self { head_dim, high: pairs(0..high / 2), low: low_dims })
     }
 
     /// Dims of the head.
@@ -124,9 +112,7 @@ impl Bands {
 
     /// The bands that hold dims: high first, then low.
     pub fn iter(&self) -> impl Iterator<Item = &[usize]> {
-        [&self.high[..], &self.low[..]]
-            .into_iter()
-            .filter(|dims| !dims.is_empty())
+        [&self.high[..], &self.low[..]].into_iter().filter(|dims| !dims.is_empty())
     }
 }
 
@@ -159,10 +145,7 @@ mod tests {
         let half = Bands::new(rule, Some(&Rope::new(1e4)), 8, 16).unwrap();
         assert_eq!(half.high(), [0, 1, 4, 5]);
         assert_eq!(half.low(), [1, 2, 3, 5, 6, 7]);
-        let rope = Rope {
-            layout: RopeLayout::Interleaved,
-            ..Rope::new(1e4)
-        };
+        let rope = Rope { layout: RopeLayout::Interleaved, ..Rope::new(1e4) };
         let interleaved = Bands::new(rule, Some(&rope), 8, 16).unwrap();
         assert_eq!(interleaved.high(), [0, 1, 2, 3]);
         assert_eq!(interleaved.low(), [2, 3, 4, 5, 6, 7]);
@@ -170,10 +153,7 @@ mod tests {
 
     #[test]
     fn unrotated_dims_are_low() {
-        let rope = Rope {
-            rotary_dim: Some(8),
-            ..Rope::new(1e4)
-        };
+        let rope = Rope { rotary_dim: Some(8), ..Rope::new(1e4) };
         let bands = Bands::new(BandRule::Dims { high: 4, low: 6 }, Some(&rope), 12, 16).unwrap();
         assert_eq!(bands.low(), [3, 7, 8, 9, 10, 11]);
         let bands = Bands::new(BandRule::Auto, None, 12, 16).unwrap();

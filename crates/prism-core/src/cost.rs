@@ -40,9 +40,7 @@ impl Cost {
             })
             .sum();
         let pairs: f64 = grids.iter().map(|grid| grid.causal_pairs() as f64).sum();
-        let area = grids
-            .first()
-            .map_or(0.0, |grid| (grid.block() as f64).powi(2));
+        let area = grids.first().map_or(0.0, |grid| (grid.block() as f64).powi(2));
         let (rows, key_blocks) = extent(grids);
         let blocks = (shape.q_heads * rows + shape.kv_heads * key_blocks) * shape.batch;
         let lines = (shape.batch * shape.q_heads * rows) as u64;

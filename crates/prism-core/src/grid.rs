@@ -40,17 +40,9 @@ impl BlockGrid {
     /// A block size outside `MIN_BLOCK..=MAX_BLOCK`.
     pub fn new(block: usize, q_len: usize, kv_len: usize) -> Result<Self> {
         if !(MIN_BLOCK..=MAX_BLOCK).contains(&block) {
-            return Err(PrismError::BlockSize {
-                min: MIN_BLOCK,
-                max: MAX_BLOCK,
-                got: block,
-            });
+            return Err(PrismError::BlockSize { min: MIN_BLOCK, max: MAX_BLOCK, got: block });
         }
-        Ok(Self {
-            block,
-            q_len,
-            kv_len,
-        })
+        Ok(Self { block, q_len, kv_len })
     }
 
     /// Positions a block.

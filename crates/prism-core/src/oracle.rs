@@ -29,14 +29,7 @@ pub fn attend(
     selection: Option<&BlockSelection>,
     scale: f64,
 ) -> Attended {
-    let AttentionShape {
-        batch,
-        q_heads,
-        kv_heads,
-        q_len,
-        kv_len,
-        head_dim: d,
-    } = *shape;
+    let AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim: d } = *shape;
     let mut out = vec![0.0; batch * q_heads * q_len * d];
     let mut lse = vec![f64::NEG_INFINITY; batch * q_heads * q_len];
     for b in 0..batch {
@@ -51,10 +44,8 @@ pub fn attend(
                         selection.is_none_or(|s| s.contains(b, h, row, j / grid.block()))
                     };
                     let keys: Vec<usize> = (0..grid.visible_keys(i)).filter(reads).collect();
-                    let scores: Vec<f64> = keys
-                        .iter()
-                        .map(|j| scale * dot(query, &k[(kv + j) * d..][..d]))
-                        .collect();
+                    let scores: Vec<f64> =
+                        keys.iter().map(|j| scale * dot(query, &k[(kv + j) * d..][..d])).collect();
                     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                     if keys.is_empty() {
@@ -86,11 +77,7 @@ pub fn pool_queries(
 ) -> Vec<f32> {
     let rows = extent(grids).0;
     pool(q, heads, q_len, d, grids.len(), rows, |b, row| {
-        if row < grids[b].rows() {
-            grids[b].queries(row)
-        } else {
-            0..0
-        }
+        if row < grids[b].rows() { grids[b].queries(row) } else { 0..0 }
     })
 }
 
@@ -104,9 +91,7 @@ pub fn pool_keys(
     grids: &[BlockGrid],
 ) -> Vec<f32> {
     let blocks = extent(grids).1;
-    pool(k, heads, kv_len, d, grids.len(), blocks, |b, v| {
-        grids[b].keys(v)
-    })
+    pool(k, heads, kv_len, d, grids.len(), blocks, |b, v| grids[b].keys(v))
 }
 
 fn pool(
@@ -125,11 +110,7 @@ fn pool(
         let count = tokens.len() as f64;
         for (c, mean) in mean.iter_mut().enumerate() {
             let sum: f64 = tokens.clone().map(|i| x[(head * len + i) * d + c]).sum();
-            *mean = if count > 0.0 {
-                (sum / count) as f32
-            } else {
-                0.0
-            };
+            *mean = if count > 0.0 { (sum / count) as f32 } else { 0.0 };
         }
     }
     means

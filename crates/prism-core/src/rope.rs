@@ -106,30 +106,18 @@ impl Rope {
     /// A rotary dim that doesn't fit, θ or a scaling setting out of range.
     pub fn inv_freq(&self, head_dim: usize) -> Result<Vec<f64>> {
         let rotary = self.rotary_dim(head_dim)?;
-        in_range(
-            "rope theta",
-            "finite and greater than 1",
-            self.theta,
-            self.theta > 1.0,
-        )?;
-        let base = (0..rotary / 2)
-            .map(|j| self.theta.powf(-2.0 * j as f64 / rotary as f64))
-            .collect();
+        in_range("rope theta", "finite and greater than 1", self.theta, self.theta > 1.0)?;
+        let base =
+            (0..rotary / 2).map(|j| self.theta.powf(-2.0 * j as f64 / rotary as f64)).collect();
         self.scaling.apply(base, self.theta, rotary)
     }
 
     /// Factor that the model multiplies cos and sin with (1 but for YaRN).
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
-            RopeScaling::Yarn {
-                factor,
-                attention_factor,
-                ..
-            } => attention_factor.unwrap_or(if factor > 1.0 {
-                0.1 * factor.ln() + 1.0
-            } else {
-                1.0
-            }),
+            RopeScaling::Yarn { factor, attention_factor, .. } => {
+                attention_factor.unwrap_or(if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 })
+            }
             _ => 1.0,
         }
     }
@@ -137,22 +125,11 @@ impl Rope {
 
 impl RopeScaling {
     fn apply(&self, mut inv_freq: Vec<f64>, theta: f64, rotary: usize) -> Result<Vec<f64>> {
-        let at_least_one = |factor: f64| {
-            in_range(
-                "rope factor",
-                "finite and at least 1",
-                factor,
-                factor >= 1.0,
-            )
-        };
+        let at_least_one =
+            |factor: f64| in_range("rope factor", "finite and at least 1", factor, factor >= 1.0);
         let positions = |n: usize| {
-            in_range(
-                "rope original_max_positions",
-                "at least 1",
-                n as f64,
-                n >= 1,
-            )
-            .map(|()| n as f64)
+            in_range("rope original_max_positions", "at least 1", n as f64, n >= 1)
+                .map(|()| n as f64)
         };
         match *self {
             Self::None => {}
@@ -160,12 +137,7 @@ impl RopeScaling {
                 at_least_one(factor)?;
                 inv_freq.iter_mut().for_each(|f| *f /= factor);
             }
-            Self::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_positions,
-            } => {
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 at_least_one(factor)?;
                 let original = positions(original_max_positions)?;
                 in_range(
@@ -197,12 +169,7 @@ impl RopeScaling {
                 at_least_one(factor)?;
                 let original = positions(original_max_positions)?;
                 in_range("rope beta_slow", "above 0", beta_slow, beta_slow > 0.0)?;
-                in_range(
-                    "rope beta_fast",
-                    "above beta_slow",
-                    beta_fast,
-                    beta_fast > beta_slow,
-                )?;
+                in_range("rope beta_fast", "above beta_slow", beta_fast, beta_fast > beta_slow)?;
                 if let Some(f) = attention_factor {
                     in_range("rope attention_factor", "above 0", f, f > 0.0)?;
                 }
@@ -226,11 +193,7 @@ impl RopeScaling {
 }
 
 fn in_range(name: &'static str, allowed: &'static str, got: f64, ok: bool) -> Result<()> {
-    if ok && got.is_finite() {
-        Ok(())
-    } else {
-        Err(PrismError::OutOfRange { name, allowed, got })
-    }
+    if ok && got.is_finite() { Ok(()) } else { Err(PrismError::OutOfRange { name, allowed, got }) }
 }
 
 #[cfg(test)]
@@ -283,30 +246,9 @@ mod tests {
     #[test]
     fn bad_settings_are_refused() {
         assert!(Rope::new(f64::NAN).inv_freq(64).is_err());
-        assert!(
-            Rope {
-                rotary_dim: Some(65),
-                ..Rope::new(1e4)
-            }
-            .inv_freq(64)
-            .is_err()
-        );
-        assert!(
-            Rope {
-                rotary_dim: Some(31),
-                ..Rope::new(1e4)
-            }
-            .inv_freq(64)
-            .is_err()
-        );
+        assert!(Rope { rotary_dim: Some(65), ..Rope::new(1e4) }.inv_freq(64).is_err());
+        assert!(Rope { rotary_dim: Some(31), ..Rope::new(1e4) }.inv_freq(64).is_err());
         let scaling = RopeScaling::Linear { factor: 0.0 };
-        assert!(
-            Rope {
-                scaling,
-                ..Rope::new(1e4)
-            }
-            .inv_freq(64)
-            .is_err()
-        );
+        assert!(Rope { scaling, ..Rope::new(1e4) }.inv_freq(64).is_err());
     }
 }

@@ -43,11 +43,7 @@ impl BandEnergy {
     /// Adds one pooled vector. One that isn't finite is left out, so that a NaN stays with the
     /// rows that read it.
     pub fn add(&mut self, vector: &[f32], bands: &Bands) {
-        let sum = |dims: &[usize]| {
-            dims.iter()
-                .map(|&c| f64::from(vector[c]).powi(2))
-                .sum::<f64>()
-        };
+        let sum = |dims: &[usize]| dims.iter().map(|&c| f64::from(vector[c]).powi(2)).sum::<f64>();
         let all: f64 = vector.iter().map(|&x| f64::from(x).powi(2)).sum();
         if all.is_finite() {
             self.high += sum(bands.high());
@@ -61,10 +57,7 @@ impl BandEnergy {
     fn ratios(&self, bands: &Bands) -> [f64; 2] {
         let rms = |energy: f64, dims: usize| (energy / (self.blocks * dims as f64).max(1.0)).sqrt();
         let all = rms(self.all, bands.head_dim()).max(SILENT_RMS);
-        [
-            rms(self.high, bands.high().len()) / all,
-            rms(self.low, bands.low().len()) / all,
-        ]
+        [rms(self.high, bands.high().len()) / all, rms(self.low, bands.low().len()) / all]
     }
 }
 
@@ -102,10 +95,8 @@ pub fn for_each_row(
     let q_rows = || head.q.chunks_exact(d).take(grid.rows());
     let k_rows = || head.k.chunks_exact(d).take(grid.key_blocks());
     let widths: Vec<f64> = bands.iter().map(|dims| dims.len() as f64).collect();
-    let keys: Vec<Vec<f64>> = bands
-        .iter()
-        .map(|dims| k_rows().flat_map(|row| gather(row, dims)).collect())
-        .collect();
+    let keys: Vec<Vec<f64>> =
+        bands.iter().map(|dims| k_rows().flat_map(|row| gather(row, dims)).collect()).collect();
 
     let mut q_energy = head.history;
     let mut k_energy = BandEnergy::default();
@@ -119,21 +110,14 @@ pub fn for_each_row(
         let causal = grid.causal_blocks(row);
         if calibration == Calibration::Causal {
             q_energy.add(q, bands);
-            k_rows()
-                .take(causal)
-                .skip(keys_counted)
-                .for_each(|k| k_energy.add(k, bands));
+            k_rows().take(causal).skip(keys_counted).for_each(|k| k_energy.add(k, bands));
             keys_counted = causal;
         }
         let tau = match calibration {
             Calibration::Off => [1.0; 2],
             _ => temperatures(&q_energy, &k_energy, bands),
         };
-        let tau = if bands.high().is_empty() {
-            [tau[1], tau[1]]
-        } else {
-            tau
-        };
+        let tau = if bands.high().is_empty() { [tau[1], tau[1]] } else { tau };
         for (z, dims) in bands.iter().enumerate() {
             let q: Vec<f64> = gather(q, dims).collect();
             let scale = 1.0 / (widths[z].sqrt() * tau[z]);

@@ -125,19 +125,15 @@ impl SelectionRule {
 
         let count = |words: &[u32]| words.iter().map(|w| w.count_ones() as usize).sum::<usize>();
         let selected = count(words);
-        let best: Vec<u32> = (0..causal)
-            .map(|v| masses.iter().map(|band| band[v]).max().unwrap_or(0))
-            .collect();
+        let best: Vec<u32> =
+            (0..causal).map(|v| masses.iter().map(|band| band[v]).max().unwrap_or(0)).collect();
         if selected < self.min_blocks {
             let free: Vec<usize> = ranking(&best).filter(|&v| !is_set(words, v)).collect();
-            free.into_iter()
-                .take(self.min_blocks - selected)
-                .for_each(|v| set(words, v));
+            free.into_iter().take(self.min_blocks - selected).for_each(|v| set(words, v));
         }
         if let Some(max) = self.max_blocks.filter(|&max| selected > max) {
-            let chosen: Vec<usize> = ranking(&best)
-                .filter(|&v| is_set(words, v) && !forced(v))
-                .collect();
+            let chosen: Vec<usize> =
+                ranking(&best).filter(|&v| is_set(words, v) && !forced(v)).collect();
             for &v in chosen.iter().rev().take(selected - max) {
                 words[v / WORD_BITS] &= !(1 << (v % WORD_BITS));
             }
@@ -181,15 +177,9 @@ impl SelectionRule {
 /// then keeps every block.
 pub fn integer_masses(scores: &[f32], masses: &mut Vec<u32>) {
     let usable = |score: f32| {
-        if score.is_nan() {
-            f32::NEG_INFINITY
-        } else {
-            score.min(f32::MAX)
-        }
+        if score.is_nan() { f32::NEG_INFINITY } else { score.min(f32::MAX) }
     };
-    let max = scores
-        .iter()
-        .fold(f32::NEG_INFINITY, |max, &score| max.max(usable(score)));
+    let max = scores.iter().fold(f32::NEG_INFINITY, |max, &score| max.max(usable(score)));
     masses.clear();
     if max == f32::NEG_INFINITY {
         masses.resize(scores.len(), 0);
@@ -198,19 +188,14 @@ pub fn integer_masses(scores: &[f32], masses: &mut Vec<u32>) {
     let weight = |score: f32| (f64::from(usable(score)) - f64::from(max)).exp();
     let total: f64 = scores.iter().map(|&score| weight(score)).sum();
     masses.extend(
-        scores
-            .iter()
-            .map(|&score| (weight(score) / total * f64::from(MASS_ONE)).round() as u32),
+        scores.iter().map(|&score| (weight(score) / total * f64::from(MASS_ONE)).round() as u32),
     );
 }
 
 /// Block indices by (mass descending, index ascending).
 fn ranking(masses: &[u32]) -> impl Iterator<Item = usize> + use<> {
-    let mut order: Vec<(Reverse<u32>, usize)> = masses
-        .iter()
-        .enumerate()
-        .map(|(v, &mass)| (Reverse(mass), v))
-        .collect();
+    let mut order: Vec<(Reverse<u32>, usize)> =
+        masses.iter().enumerate().map(|(v, &mass)| (Reverse(mass), v)).collect();
     order.sort_unstable();
     order.into_iter().map(|(_, v)| v)
 }
@@ -230,16 +215,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn rule(budget: Budget) -> SelectionRule {
-        let rule = SelectionRule {
-            budget,
-            sink_blocks: 0,
-            recent_blocks: 0,
-            ..Default::default()
-        };
-        SelectionRule {
-            dense_last_blocks: 0,
-            ..rule
-        }
+        let rule = SelectionRule { budget, sink_blocks: 0, recent_blocks: 0, ..Default::default() };
+        SelectionRule { dense_last_blocks: 0, ..rule }
     }
 
     fn select(rule: SelectionRule, masses: &[u32]) -> Vec<usize> {
@@ -300,10 +277,7 @@ mod tests {
 
     #[test]
     fn mass_one_keeps_every_block() {
-        assert_eq!(
-            select(rule(Budget::Mass(1.0)), &[MASS_ONE, 0, 0]),
-            [0, 1, 2]
-        );
+        assert_eq!(select(rule(Budget::Mass(1.0)), &[MASS_ONE, 0, 0]), [0, 1, 2]);
     }
 
     #[test]
@@ -315,10 +289,7 @@ mod tests {
     #[test]
     fn bad_scores_neither_spread_nor_hang() {
         let mut masses = Vec::new();
-        integer_masses(
-            &[f32::NAN, 1.0, f32::INFINITY, f32::NEG_INFINITY],
-            &mut masses,
-        );
+        integer_masses(&[f32::NAN, 1.0, f32::INFINITY, f32::NEG_INFINITY], &mut masses);
         assert_eq!(masses, [0, 0, MASS_ONE, 0]);
         integer_masses(&[f32::NAN; 3], &mut masses);
         assert_eq!(select(rule(Budget::Mass(0.5)), &masses), [0, 1, 2]);
@@ -330,16 +301,9 @@ mod tests {
             assert!(rule(Budget::Mass(mass)).validate().is_err(), "{mass}");
         }
         assert!(rule(Budget::TopK(0)).validate().is_err());
-        let limits = SelectionRule {
-            min_blocks: 3,
-            max_blocks: Some(2),
-            ..Default::default()
-        };
+        let limits = SelectionRule { min_blocks: 3, max_blocks: Some(2), ..Default::default() };
         assert!(limits.validate().is_err());
-        let limits = SelectionRule {
-            max_blocks: Some(0),
-            ..Default::default()
-        };
+        let limits = SelectionRule { max_blocks: Some(0), ..Default::default() };
         assert!(limits.validate().is_err());
     }
 }

@@ -82,11 +82,8 @@ impl BlockSelection {
         let [batch, heads, rows, key_blocks] = shape;
         let mut selection = Self::empty(batch, heads, rows, key_blocks);
         if lists.len() != selection.counts.len() {
-            let reason = format!(
-                "expected {} index lists, got {}",
-                selection.counts.len(),
-                lists.len()
-            );
+            let reason =
+                format!("expected {} index lists, got {}", selection.counts.len(), lists.len());
             return Err(PrismError::Selection { reason });
         }
         let width = selection.words_per_row();
@@ -132,14 +129,7 @@ impl BlockSelection {
             );
             return Err(PrismError::Selection { reason });
         }
-        let selection = Self {
-            batch,
-            heads,
-            rows,
-            key_blocks,
-            words,
-            counts,
-        };
+        let selection = Self { batch, heads, rows, key_blocks, words, counts };
         for (line, &count) in selection.counts.iter().enumerate() {
             let row = &selection.words[line * width..][..width];
             let bits: u32 = row.iter().map(|word| word.count_ones()).sum();
@@ -278,21 +268,14 @@ impl BlockSelection {
 
     /// Selected over causal (row, key block) pairs of the whole batch; 1 when there are none.
     pub fn density(&self, grids: &[BlockGrid]) -> f64 {
-        let causal: usize = grids
-            .iter()
-            .map(|grid| grid.causal_pairs() * self.heads)
-            .sum();
-        ratio(
-            self.counts.iter().map(|&count| count as usize).sum(),
-            causal,
-        )
+        let causal: usize = grids.iter().map(|grid| grid.causal_pairs() * self.heads).sum();
+        ratio(self.counts.iter().map(|&count| count as usize).sum(), causal)
     }
 
     /// [`density`](Self::density) of each (batch, head), batch-major.
     pub fn density_by_head(&self, grids: &[BlockGrid]) -> Vec<f64> {
-        let heads = grids
-            .iter()
-            .flat_map(|grid| std::iter::repeat_n(grid.causal_pairs(), self.heads));
+        let heads =
+            grids.iter().flat_map(|grid| std::iter::repeat_n(grid.causal_pairs(), self.heads));
         if self.rows == 0 {
             return heads.map(|_| 1.0).collect();
         }
@@ -305,11 +288,7 @@ impl BlockSelection {
 }
 
 fn ratio(selected: usize, causal: usize) -> f64 {
-    if causal == 0 {
-        1.0
-    } else {
-        selected as f64 / causal as f64
-    }
+    if causal == 0 { 1.0 } else { selected as f64 / causal as f64 }
 }
 
 /// Rows and key blocks of the longest sequence.

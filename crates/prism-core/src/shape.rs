@@ -60,14 +60,7 @@ impl AttentionShape {
                     limit: isize::MAX as u64 / 8,
                 })?;
         }
-        Ok(Self {
-            batch,
-            q_heads,
-            kv_heads,
-            q_len,
-            kv_len,
-            head_dim,
-        })
+        Ok(Self { batch, q_heads, kv_heads, q_len, kv_len, head_dim })
     }
 
     /// Query heads that share one kv head.
@@ -84,13 +77,7 @@ fn same(
     if left_len == right_len {
         Ok(())
     } else {
-        Err(PrismError::DimMismatch {
-            name,
-            left,
-            left_len,
-            right,
-            right_len,
-        })
+        Err(PrismError::DimMismatch { name, left, left_len, right, right_len })
     }
 }
 
@@ -112,10 +99,7 @@ impl SequenceLengths {
 
     /// A prefill from an empty cache: as many queries as keys.
     pub fn prefill(lengths: Vec<usize>) -> Self {
-        Self {
-            q: lengths.clone(),
-            kv: lengths,
-        }
+        Self { q: lengths.clone(), kv: lengths }
     }
 
     /// From cumulative lengths `[0, a, a + b, …]` as variable-length kernels take them.
@@ -131,21 +115,16 @@ impl SequenceLengths {
             offsets
                 .windows(2)
                 .map(|pair| {
-                    pair[1]
-                        .checked_sub(pair[0])
-                        .ok_or_else(|| PrismError::Lengths {
-                            reason: format!(
-                                "cumulative {name} lengths must not decrease, got {} after {}",
-                                pair[1], pair[0]
-                            ),
-                        })
+                    pair[1].checked_sub(pair[0]).ok_or_else(|| PrismError::Lengths {
+                        reason: format!(
+                            "cumulative {name} lengths must not decrease, got {} after {}",
+                            pair[1], pair[0]
+                        ),
+                    })
                 })
                 .collect()
         };
-        Ok(Self {
-            q: lengths("query", q)?,
-            kv: lengths("key", kv)?,
-        })
+        Ok(Self { q: lengths("query", q)?, kv: lengths("key", kv)? })
     }
 
     /// Checks the lengths against the tensors they describe and returns `(q_len, kv_len)` of each
@@ -157,10 +136,9 @@ impl SequenceLengths {
         let Some(lengths) = lengths else {
             return Ok(vec![(shape.q_len, shape.kv_len); shape.batch]);
         };
-        for (name, list, limit) in [
-            ("query", &lengths.q, shape.q_len),
-            ("key", &lengths.kv, shape.kv_len),
-        ] {
+        for (name, list, limit) in
+            [("query", &lengths.q, shape.q_len), ("key", &lengths.kv, shape.kv_len)]
+        {
             if list.len() != shape.batch {
                 let reason = format!(
                     "expected one {name} length for each of {} sequences, got {}",
@@ -176,11 +154,6 @@ impl SequenceLengths {
                 return Err(PrismError::Lengths { reason });
             }
         }
-        Ok(lengths
-            .q
-            .iter()
-            .copied()
-            .zip(lengths.kv.iter().copied())
-            .collect())
+        Ok(lengths.q.iter().copied().zip(lengths.kv.iter().copied()).collect())
     }
 }

@@ -65,29 +65,13 @@ impl Checkpoint {
     fn from_directory(directory: SafetensorsDir) -> Result<Self, LoadError> {
         let config = directory.config()?;
         let names = directory.weights().tensor_names().into_iter();
-        let stored = names
-            .map(|name| {
-                (
-                    name.clone(),
-                    Stored {
-                        name,
-                        order: RowOrder::Halves,
-                    },
-                )
-            })
-            .collect();
-        Ok(Self {
-            files: Files::Directory(directory),
-            config,
-            stored,
-        })
+        let stored =
+            names.map(|name| (name.clone(), Stored { name, order: RowOrder::Halves })).collect();
+        Ok(Self { files: Files::Directory(directory), config, stored })
     }
 
     fn from_gguf(file: GgufFile) -> Result<Self, LoadError> {
-        let refused = |source| LoadError::Config {
-            path: file.path().into(),
-            source,
-        };
+        let refused = |source| LoadError::Config { path: file.path().into(), source };
         let has_tensor = |name: &str| file.tensor_info(name).is_some();
         let mut config = ModelConfig::from_gguf(file.metadata(), has_tensor).map_err(refused)?;
         if has_tensor(ROPE_DIVISORS) {
@@ -102,20 +86,10 @@ impl Checkpoint {
             .map(|name| {
                 let plain = || (name.to_owned(), RowOrder::Halves);
                 let (canonical, order) = names::from_gguf(name).unwrap_or_else(plain);
-                (
-                    canonical,
-                    Stored {
-                        name: name.to_owned(),
-                        order,
-                    },
-                )
+                (canonical, Stored { name: name.to_owned(), order })
             })
             .collect();
-        Ok(Self {
-            files: Files::Gguf(Box::new(file)),
-            config,
-            stored,
-        })
+        Ok(Self { files: Files::Gguf(Box::new(file)), config, stored })
     }
 
     /// The file behind the checkpoint, if it is a GGUF file.
@@ -141,10 +115,9 @@ impl Checkpoint {
         let stored = &self.stored.get(name)?.name;
         match &self.files {
             Files::Gguf(file) => file.tensor_info(stored).map(|info| info.shape.as_slice()),
-            Files::Directory(directory) => directory
-                .weights()
-                .tensor_info(stored)
-                .map(|info| info.shape.as_slice()),
+            Files::Directory(directory) => {
+                directory.weights().tensor_info(stored).map(|info| info.shape.as_slice())
+            }
         }
     }
 
@@ -179,11 +152,7 @@ impl Checkpoint {
             let mut expected = expected_shape.to_vec();
             expected[0] = heads * head_dim;
             let (name, got) = (name.into(), got.to_vec());
-            return Err(LoadError::WrongShape {
-                name,
-                expected,
-                got,
-            });
+            return Err(LoadError::WrongShape { name, expected, got });
         }
         Ok(names::halves_from_interleaved(&values, heads, head_dim))
     }
@@ -215,14 +184,9 @@ impl Checkpoint {
 
     /// Compares the names in the checkpoint with those that the model needs.
     pub fn audit(&self) -> TensorAudit {
-        let expected: BTreeSet<_> = self
-            .expected_tensors()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        let missing = expected
-            .iter()
-            .filter(|name| !self.stored.contains_key(*name));
+        let expected: BTreeSet<_> =
+            self.expected_tensors().into_iter().map(|(name, _)| name).collect();
+        let missing = expected.iter().filter(|name| !self.stored.contains_key(*name));
         let unexpected = self.stored.keys().filter(|name| {
             // Tied models may carry a copy of the embeddings, and old ones the rotary tables.
             let copy = self.config.tie_embeddings && *name == "lm_head.weight";
@@ -264,12 +228,8 @@ impl Checkpoint {
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, LoadError> {
         match &self.files {
             Files::Directory(directory) => directory.chat_template(),
-            Files::Gguf(file) => {
-                ChatTemplate::from_gguf(file.metadata()).map_err(|source| LoadError::Template {
-                    path: file.path().into(),
-                    source,
-                })
-            }
+            Files::Gguf(file) => ChatTemplate::from_gguf(file.metadata())
+                .map_err(|source| LoadError::Template { path: file.path().into(), source }),
         }
     }
 }

@@ -61,30 +61,17 @@ impl ModelConfig {
     /// Refuses sizes that are out of range or do not fit together.
     fn validated(self) -> Result<Self, ConfigError> {
         within("hidden_size", self.hidden_size, 1..=MAX_HIDDEN)?;
-        within(
-            "intermediate_size",
-            self.intermediate_size,
-            1..=MAX_INTERMEDIATE,
-        )?;
+        within("intermediate_size", self.intermediate_size, 1..=MAX_INTERMEDIATE)?;
         within("num_hidden_layers", self.layers, 1..=MAX_LAYERS)?;
         within("num_attention_heads", self.q_heads, 1..=MAX_HEADS)?;
         within("num_key_value_heads", self.kv_heads, 1..=MAX_HEADS)?;
-        divides(
-            "num_attention_heads",
-            self.q_heads,
-            "num_key_value_heads",
-            self.kv_heads,
-        )?;
+        divides("num_attention_heads", self.q_heads, "num_key_value_heads", self.kv_heads)?;
         within("head_dim", self.head_dim, 1..=MAX_HEAD_DIM)?;
         if !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::OddHeadDim { got: self.head_dim });
         }
         within("vocab_size", self.vocab_size, 1..=MAX_VOCAB)?;
-        within(
-            "max_position_embeddings",
-            self.max_positions,
-            1..=MAX_POSITIONS,
-        )?;
+        within("max_position_embeddings", self.max_positions, 1..=MAX_POSITIONS)?;
         positive("rms_norm_eps", self.rms_eps)?;
         positive("rope_theta", self.rope.theta)?;
         for &id in self.bos_ids.iter().chain(&self.eos_ids) {
@@ -105,11 +92,7 @@ fn within(field: &str, got: usize, allowed: RangeInclusive<usize>) -> Result<(),
     if allowed.contains(&got) {
         return Ok(());
     }
-    Err(out_of_range(
-        field,
-        format!("{} to {}", allowed.start(), allowed.end()),
-        got,
-    ))
+    Err(out_of_range(field, format!("{} to {}", allowed.start(), allowed.end()), got))
 }
 
 fn divides(
@@ -121,12 +104,7 @@ fn divides(
     if got.is_multiple_of(divisor) {
         return Ok(());
     }
-    Err(ConfigError::NotDivisible {
-        field,
-        got,
-        divisor_field,
-        divisor,
-    })
+    Err(ConfigError::NotDivisible { field, got, divisor_field, divisor })
 }
 
 fn positive(field: &str, got: f64) -> Result<f64, ConfigError> {
@@ -145,9 +123,5 @@ fn stretch_factor(field: &str, got: f64) -> Result<f64, ConfigError> {
 }
 
 fn out_of_range(field: &str, allowed: impl Into<String>, got: impl Display) -> ConfigError {
-    ConfigError::OutOfRange {
-        field: field.into(),
-        allowed: allowed.into(),
-        got: got.to_string(),
-    }
+    ConfigError::OutOfRange { field: field.into(), allowed: allowed.into(), got: got.to_string() }
 }

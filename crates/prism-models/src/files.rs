@@ -25,19 +25,13 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, LoadError> {
 /// Reads a regular, non-empty file of at most `limit` bytes that is not a Git LFS pointer.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
     let (file, length) = open_regular(path)?;
-    let too_large = |got| LoadError::FileTooLarge {
-        path: path.into(),
-        limit,
-        got,
-    };
+    let too_large = |got| LoadError::FileTooLarge { path: path.into(), limit, got };
     if length > limit {
         return Err(too_large(length));
     }
     let mut bytes = Vec::new();
     // The file may grow after its length was asked for.
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| io(path, source))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|source| io(path, source))?;
     if bytes.len() as u64 > limit {
         return Err(too_large(bytes.len() as u64));
     }
@@ -46,17 +40,12 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, LoadError> {
 }
 
 pub(crate) fn io(path: &Path, source: std::io::Error) -> LoadError {
-    LoadError::Io {
-        path: path.into(),
-        source,
-    }
+    LoadError::Io { path: path.into(), source }
 }
 
 fn open_regular(path: &Path) -> Result<(File, u64), LoadError> {
     // Asked before opening: opening a FIFO waits for a writer, perhaps forever.
-    let kind = std::fs::metadata(path)
-        .map_err(|source| io(path, source))?
-        .file_type();
+    let kind = std::fs::metadata(path).map_err(|source| io(path, source))?.file_type();
     refuse_irregular(path, kind)?;
     let file = File::open(path).map_err(|source| io(path, source))?;
     let metadata = file.metadata().map_err(|source| io(path, source))?;
@@ -71,15 +60,8 @@ fn refuse_irregular(path: &Path, kind: FileType) -> Result<(), LoadError> {
     if kind.is_file() {
         return Ok(());
     }
-    let kind = if kind.is_dir() {
-        "directory"
-    } else {
-        "FIFO, socket or device"
-    };
-    Err(LoadError::NotRegularFile {
-        path: path.into(),
-        kind,
-    })
+    let kind = if kind.is_dir() { "directory" } else { "FIFO, socket or device" };
+    Err(LoadError::NotRegularFile { path: path.into(), kind })
 }
 
 fn refuse_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<(), LoadError> {

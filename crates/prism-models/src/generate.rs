@@ -29,10 +29,7 @@ impl Llama {
         }
         let free = cache.capacity() - cache.len();
         if ids.len() > free {
-            return Err(ModelError::CacheFull {
-                tokens: ids.len(),
-                free,
-            });
+            return Err(ModelError::CacheFull { tokens: ids.len(), free });
         }
         let mut logits = Err(ModelError::NoTokens);
         for (i, part) in ids.chunks(chunk).enumerate() {

@@ -32,6 +32,9 @@ pub struct Llama {
     pub(crate) head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     pub(crate) config: ModelConfig,
+    /// Inverse frequency of each rotary pair.
+    #[module(skip)]
+    pub(crate) inv_freq: Vec<f64>,
 }
 
 /// Caches of all layers.
@@ -97,13 +100,28 @@ impl Llama {
             config.validate(self.config.head_dim)?;
         }
         let layers = self.layers.len();
-        let got = self
-            .layers
-            .get_mut(layer)
-            .ok_or(ModelError::NoSuchLayer { layer, layers })?;
-        got.attention
-            .set_prism(prism.map(|config| PrismAttention::new(config.clone())));
+        let got = self.layers.get_mut(layer).ok_or(ModelError::NoSuchLayer { layer, layers })?;
+        got.attention.set_prism(prism.map(|config| PrismAttention::new(config.clone())));
         Ok(())
+    }
+
+    /// Replaces the inverse frequencies of the rotary pairs, which otherwise follow from the
+    /// settings: for checkpoints that were trained or evaluated with others.
+    ///
+    /// # Errors
+    /// Another number of pairs than the heads have.
+    pub fn set_inv_freq(&mut self, inv_freq: Vec<f64>) -> Result<(), ModelError> {
+        if inv_freq.len() != self.inv_freq.len() {
+            let (pairs, got) = (self.inv_freq.len(), inv_freq.len());
+            return Err(ModelError::RotaryPairs { pairs, got });
+        }
+        self.inv_freq = inv_freq;
+        Ok(())
+    }
+
+    /// Inverse frequency of each rotary pair, radians a position.
+    pub fn inv_freq(&self) -> &[f64] {
+        &self.inv_freq
     }
 
     /// The device of the weights.
@@ -151,27 +169,22 @@ impl Llama {
         let tokens =
             Tensor::<1, Int>::from_data(TensorData::new(tokens, [n]), (&device, DType::I32));
         let rotation = Rotation::new(
-            &self.config.rope,
-            self.config.head_dim,
+            &self.inv_freq,
+            self.config.rope.attention_factor(),
             cache.len(),
             n,
             (self.dtype(), &device),
-        )?;
+        );
         let mut x = self.embedding.val().select(0, tokens).unsqueeze_dim::<3>(0);
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             let normed = layer.input_norm.forward(x.clone());
             let timed = trace.is_some();
-            let (attended, report, seconds) = layer
-                .attention
-                .forward(normed, &rotation, cache, options, timed)?;
+            let (attended, report, seconds) =
+                layer.attention.forward(normed, &rotation, cache, options, timed)?;
             x = x + attended;
             x = x.clone() + layer.mlp.forward(layer.post_norm.forward(x));
             if let Some(trace) = &mut trace {
-                trace(LayerTrace {
-                    layer: index,
-                    report,
-                    seconds,
-                });
+                trace(LayerTrace { layer: index, report, seconds });
             }
         }
         Ok(x)
@@ -180,10 +193,7 @@ impl Llama {
     /// Logits `[n, vocab]` of hidden states `[1, n, hidden]`.
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<2> {
         let head = self.head.as_ref().unwrap_or(&self.embedding).val();
-        self.norm
-            .forward(hidden)
-            .squeeze_dim::<2>(0)
-            .matmul(head.transpose())
+        self.norm.forward(hidden).squeeze_dim::<2>(0).matmul(head.transpose())
     }
 
     /// Runs the tokens that follow those in the cache and returns the logits `[vocab]` of the last
@@ -226,10 +236,7 @@ impl Llama {
         }
         let free = cache.capacity() - cache.len();
         if ids.len() > free {
-            return Err(ModelError::CacheFull {
-                tokens: ids.len(),
-                free,
-            });
+            return Err(ModelError::CacheFull { tokens: ids.len(), free });
         }
         Ok(())
     }

@@ -65,17 +65,12 @@ mod tests {
     #[test]
     fn is_the_factor_found_again_and_a_foreign_tensor_refused() {
         let rope = Rope::new(5e5);
-        let mut stored = divisors(8.0, rope.theta, 128)
-            .map(|x| x as f32)
-            .collect::<Vec<_>>();
+        let mut stored = divisors(8.0, rope.theta, 128).map(|x| x as f32).collect::<Vec<_>>();
         assert_eq!((stored[0], stored[63]), (1.0, 8.0));
         let scaling = recognise(&stored, &rope, 128).unwrap();
         assert!(matches!(scaling, RopeScaling::Llama3 { factor: 8.0, .. }));
         stored[0] = 2.0;
-        assert!(matches!(
-            recognise(&stored, &rope, 128),
-            Err(ConfigError::Unsupported { .. })
-        ));
+        assert!(matches!(recognise(&stored, &rope, 128), Err(ConfigError::Unsupported { .. })));
         assert!(recognise(&[], &rope, 128).is_err());
         assert!(recognise(&[f32::NAN; 64], &rope, 128).is_err());
     }

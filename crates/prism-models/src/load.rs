@@ -29,20 +29,12 @@ impl Llama {
             return Err(LoadError::MissingTensor { name: name.clone() }.into());
         }
         if !audit.unexpected.is_empty() {
-            return Err(ModelError::UnexpectedTensors {
-                names: audit.unexpected,
-            });
+            return Err(ModelError::UnexpectedTensors { names: audit.unexpected });
         }
         let config = checkpoint.config().clone();
+        let inv_freq = config.rope.inv_freq(config.head_dim)?;
         let total = checkpoint.expected_tensors().len();
-        let mut loader = Loader {
-            checkpoint,
-            dtype,
-            device,
-            progress,
-            done: 0,
-            total,
-        };
+        let mut loader = Loader { checkpoint, dtype, device, progress, done: 0, total };
         let (hidden, d) = (config.hidden_size, config.head_dim);
         let (q, kv) = (config.q_heads * d, config.kv_heads * d);
         let eps = config.rms_eps;
@@ -76,13 +68,7 @@ impl Llama {
         } else {
             Some(loader.param("lm_head.weight", [config.vocab_size, hidden])?)
         };
-        Ok(Self {
-            embedding,
-            layers,
-            norm,
-            head,
-            config,
-        })
+        Ok(Self { embedding, layers, norm, head, config, inv_freq })
     }
 }
 
@@ -104,10 +90,7 @@ impl Loader<'_> {
         let values = self.checkpoint.finite_f32_tensor(name, &shape)?;
         self.done += 1;
         (self.progress)(self.done, self.total);
-        Ok(Tensor::from_data(
-            TensorData::new(values, shape),
-            (self.device, self.dtype),
-        ))
+        Ok(Tensor::from_data(TensorData::new(values, shape), (self.device, self.dtype)))
     }
 
     fn param<const D: usize>(
@@ -121,16 +104,10 @@ impl Loader<'_> {
     /// Checkpoints hold `[out, in]`, Burn multiplies by `[in, out]`: a transposed view serves.
     fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear, LoadError> {
         let weight = self.tensor(name, [rows, columns])?.transpose();
-        Ok(Linear {
-            weight: Param::from_tensor(weight),
-            bias: None,
-        })
+        Ok(Linear { weight: Param::from_tensor(weight), bias: None })
     }
 
     fn norm(&mut self, name: &str, width: usize, epsilon: f64) -> Result<RmsNorm, LoadError> {
-        Ok(RmsNorm {
-            gamma: self.param(name, [width])?,
-            epsilon,
-        })
+        Ok(RmsNorm { gamma: self.param(name, [width])?, epsilon })
     }
 }

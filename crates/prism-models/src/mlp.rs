@@ -19,11 +19,7 @@ pub struct Mlp {
 impl Mlp {
     /// From projections `[hidden, intermediate]` (two) and `[intermediate, hidden]`.
     pub fn new(gate_proj: Linear, up_proj: Linear, down_proj: Linear) -> Self {
-        Self {
-            gate_proj,
-            up_proj,
-            down_proj,
-        }
+        Self { gate_proj, up_proj, down_proj }
     }
 
     /// Of `x` `[batch, n, hidden]`, same shape.
@@ -32,13 +28,7 @@ impl Mlp {
         if n <= ROWS {
             return self.rows(x);
         }
-        Tensor::cat(
-            x.split(ROWS, 1)
-                .into_iter()
-                .map(|rows| self.rows(rows))
-                .collect(),
-            1,
-        )
+        Tensor::cat(x.split(ROWS, 1).into_iter().map(|rows| self.rows(rows)).collect(), 1)
     }
 
     fn rows(&self, x: Tensor<3>) -> Tensor<3> {

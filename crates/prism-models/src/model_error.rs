@@ -62,6 +62,14 @@ pub enum ModelError {
         /// Layers of the model.
         layers: usize,
     },
+    /// Inverse frequencies for another number of rotary pairs.
+    #[error("the heads have {pairs} rotary pairs, but {got} inverse frequencies were given")]
+    RotaryPairs {
+        /// Pairs of a head.
+        pairs: usize,
+        /// Frequencies given.
+        got: usize,
+    },
     /// A prefill chunk of 0 tokens.
     #[error("a prefill chunk must hold at least 1 token, got 0")]
     ChunkSize,
@@ -85,11 +93,6 @@ pub enum ModelError {
 pub(crate) fn read_f32<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ModelError> {
     let data = tensor
         .try_into_data_dtype(DType::F32)
-        .map_err(|error| ModelError::Read {
-            reason: error.to_string(),
-        })?;
-    data.try_into_vec::<f32>()
-        .map_err(|error| ModelError::Read {
-            reason: format!("{error:?}"),
-        })
+        .map_err(|error| ModelError::Read { reason: error.to_string() })?;
+    data.try_into_vec::<f32>().map_err(|error| ModelError::Read { reason: format!("{error:?}") })
 }

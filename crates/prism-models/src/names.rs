@@ -28,10 +28,7 @@ pub fn from_gguf(name: &str) -> Option<(String, RowOrder)> {
     }
     let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
     // A canonical number only: `blk.01.` must not become a second layer 1.
-    let layer = layer
-        .parse::<usize>()
-        .ok()
-        .filter(|number| number.to_string() == layer)?;
+    let layer = layer.parse::<usize>().ok().filter(|number| number.to_string() == layer)?;
     let (part, kind) = part.rsplit_once('.')?;
     let (part, order) = match (part, kind) {
         ("attn_norm", "weight") => ("input_layernorm", RowOrder::Halves),
@@ -52,15 +49,9 @@ pub fn from_gguf(name: &str) -> Option<(String, RowOrder)> {
 pub fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     let hidden = config.hidden_size;
     let inner = config.intermediate_size;
-    let (q, kv) = (
-        config.q_heads * config.head_dim,
-        config.kv_heads * config.head_dim,
-    );
+    let (q, kv) = (config.q_heads * config.head_dim, config.kv_heads * config.head_dim);
     let mut tensors = vec![
-        (
-            "model.embed_tokens.weight".to_owned(),
-            vec![config.vocab_size, hidden],
-        ),
+        ("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, hidden]),
         ("model.norm.weight".to_owned(), vec![hidden]),
     ];
     if !config.tie_embeddings {
@@ -72,16 +63,10 @@ pub fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         };
         push("input_layernorm.weight", &[hidden]);
         push("post_attention_layernorm.weight", &[hidden]);
-        for (projection, rows, columns) in [
-            ("q", q, hidden),
-            ("k", kv, hidden),
-            ("v", kv, hidden),
-            ("o", hidden, q),
-        ] {
-            push(
-                &format!("self_attn.{projection}_proj.weight"),
-                &[rows, columns],
-            );
+        for (projection, rows, columns) in
+            [("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)]
+        {
+            push(&format!("self_attn.{projection}_proj.weight"), &[rows, columns]);
             if config.attention_bias {
                 push(&format!("self_attn.{projection}_proj.bias"), &[rows]);
             }
@@ -107,11 +92,7 @@ pub(crate) fn halves_from_interleaved(values: &[f32], heads: usize, head_dim: us
     let mut reordered = Vec::with_capacity(values.len());
     for head in values.chunks_exact(head_dim * columns) {
         for row in 0..head_dim {
-            let source = if row < half {
-                2 * row
-            } else {
-                2 * (row - half) + 1
-            };
+            let source = if row < half { 2 * row } else { 2 * (row - half) + 1 };
             reordered.extend_from_slice(&head[source * columns..][..columns]);
         }
     }
@@ -125,27 +106,13 @@ mod tests {
     #[test]
     fn do_gguf_names_become_hugging_face_names() {
         let name = |gguf| from_gguf(gguf).map(|(name, _)| name);
-        assert_eq!(
-            name("token_embd.weight").unwrap(),
-            "model.embed_tokens.weight"
-        );
-        assert_eq!(
-            name("blk.12.ffn_down.weight").unwrap(),
-            "model.layers.12.mlp.down_proj.weight"
-        );
+        assert_eq!(name("token_embd.weight").unwrap(), "model.embed_tokens.weight");
+        assert_eq!(name("blk.12.ffn_down.weight").unwrap(), "model.layers.12.mlp.down_proj.weight");
         assert_eq!(
             from_gguf("blk.0.attn_k.weight"),
-            Some((
-                "model.layers.0.self_attn.k_proj.weight".into(),
-                RowOrder::InterleavedK
-            ))
+            Some(("model.layers.0.self_attn.k_proj.weight".into(), RowOrder::InterleavedK))
         );
-        for foreign in [
-            "blk.00.attn_q.weight",
-            "blk.x.attn_q.weight",
-            "blk.0.ffn_up.bias",
-            "x",
-        ] {
+        for foreign in ["blk.00.attn_q.weight", "blk.x.attn_q.weight", "blk.0.ffn_up.bias", "x"] {
             assert_eq!(name(foreign), None);
         }
     }
@@ -154,9 +121,7 @@ mod tests {
     fn is_the_interleaving_of_rows_undone_within_each_head() {
         // What a converter does to Hugging Face rows: within a head, [2, d/2] becomes [d/2, 2].
         let (heads, dim, columns) = (3, 8, 2);
-        let original = (0..heads * dim * columns)
-            .map(|x| x as f32)
-            .collect::<Vec<_>>();
+        let original = (0..heads * dim * columns).map(|x| x as f32).collect::<Vec<_>>();
         let mut stored = vec![0.0; original.len()];
         for head in 0..heads {
             for half in 0..2 {

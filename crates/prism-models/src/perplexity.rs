@@ -31,12 +31,7 @@ impl Predictions {
 
     /// Share of positions where both name the same likeliest token; 1 when there are none.
     pub fn top1_agreement(&self, other: &Self) -> f64 {
-        let same = self
-            .top1
-            .iter()
-            .zip(&other.top1)
-            .filter(|(a, b)| a == b)
-            .count();
+        let same = self.top1.iter().zip(&other.top1).filter(|(a, b)| a == b).count();
         let n = self.top1.len().min(other.top1.len());
         if n == 0 { 1.0 } else { same as f64 / n as f64 }
     }
@@ -51,10 +46,7 @@ impl Llama {
     pub fn predictions(&self, hidden: &Tensor<3>, ids: &[u32]) -> Result<Predictions, ModelError> {
         let [_, n, width] = hidden.dims();
         if ids.len() != n {
-            return Err(ModelError::Lengths {
-                hidden: n,
-                ids: ids.len(),
-            });
+            return Err(ModelError::Lengths { hidden: n, ids: ids.len() });
         }
         let device = hidden.device();
         let mut nll = Vec::with_capacity(n);
@@ -62,9 +54,8 @@ impl Llama {
         for start in (0..n - 1).step_by(ROWS) {
             let end = (start + ROWS).min(n - 1);
             let rows = end - start;
-            let logits = self
-                .logits(hidden.clone().slice([0..1, start..end, 0..width]))
-                .cast(DType::F32);
+            let logits =
+                self.logits(hidden.clone().slice([0..1, start..end, 0..width])).cast(DType::F32);
             let targets: Vec<i32> = ids[start + 1..=end].iter().map(|&id| id as i32).collect();
             let targets = Tensor::<2, Int>::from_data(
                 TensorData::new(targets, [rows, 1]),
@@ -77,14 +68,10 @@ impl Llama {
             nll.extend(read_f32(log_total - chosen)?);
             let best = best
                 .try_into_data_dtype(DType::I32)
-                .map_err(|error| ModelError::Read {
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| ModelError::Read { reason: error.to_string() })?;
             let best = best
                 .try_into_vec::<i32>()
-                .map_err(|error| ModelError::Read {
-                    reason: format!("{error:?}"),
-                })?;
+                .map_err(|error| ModelError::Read { reason: format!("{error:?}") })?;
             top1.extend(best.into_iter().map(|id| id as u32));
         }
         Ok(Predictions { nll, top1 })

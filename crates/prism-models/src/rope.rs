@@ -1,8 +1,6 @@
 //! Rotary position embedding, rotate-half layout (pair `j` is dims `j` and `j + rotary_dim/2`).
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use prism_core::Rope;
-use prism_core::error::Result;
 
 /// Cosines and sines for a run of positions, shared by all layers of a forward pass.
 #[derive(Debug, Clone)]
@@ -15,20 +13,15 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// For positions `start..start + n` of heads of `head_dim`. Angles are computed in f64: at
-    /// 128K tokens f32 would be off by 1 %.
-    ///
-    /// # Errors
-    /// RoPE settings out of range.
+    /// For positions `start..start + n`, from the inverse frequency of each pair and the factor on
+    /// cosines and sines. Angles are computed in f64: at 128K tokens f32 would be off by 1 %.
     pub fn new(
-        rope: &Rope,
-        head_dim: usize,
+        inv_freq: &[f64],
+        factor: f64,
         start: usize,
         n: usize,
         (dtype, device): (DType, &Device),
-    ) -> Result<Self> {
-        let inv_freq = rope.inv_freq(head_dim)?;
-        let factor = rope.attention_factor();
+    ) -> Self {
         let angles: Vec<f64> = (start..start + n)
             .flat_map(|position| inv_freq.iter().map(move |f| position as f64 * f))
             .collect();
@@ -36,11 +29,11 @@ impl Rotation {
             let data = TensorData::new(values, [1, 1, n, inv_freq.len()]);
             Tensor::from_data(data, (device, dtype))
         };
-        Ok(Self {
+        Self {
             cos: table(angles.iter().map(|a| (a.cos() * factor) as f32).collect()),
             sin: table(angles.iter().map(|a| (a.sin() * factor) as f32).collect()),
             rotary: 2 * inv_freq.len(),
-        })
+        }
     }
 
     /// Rotates `[batch, heads, n, head_dim]`.
@@ -50,10 +43,7 @@ impl Rotation {
         let part = |from: usize, to: usize| x.clone().slice([0..batch, 0..heads, 0..n, from..to]);
         let (a, b) = (part(0, half), part(half, self.rotary));
         let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        let mut parts = vec![
-            a.clone() * cos.clone() - b.clone() * sin.clone(),
-            b * cos + a * sin,
-        ];
+        let mut parts = vec![a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos + a * sin];
         if self.rotary < head_dim {
             parts.push(part(self.rotary, head_dim));
         }

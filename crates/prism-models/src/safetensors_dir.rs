@@ -98,12 +98,7 @@ impl SafetensorsFile {
         let path = path.as_ref().to_path_buf();
         let map = files::map(&path)?;
         match parse(&map) {
-            Ok((metadata, data_start)) => Ok(Self {
-                path,
-                map,
-                metadata,
-                data_start,
-            }),
+            Ok((metadata, data_start)) => Ok(Self { path, map, metadata, data_start }),
             Err(source) => Err(LoadError::Safetensors { path, source }),
         }
     }
@@ -132,37 +127,27 @@ impl SafetensorsFile {
             Dtype::F32 => (4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
             Dtype::F16 => (2, |b| f16::from_le_bytes([b[0], b[1]]).to_f32()),
             Dtype::BF16 => (2, |b| bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-            Dtype::F64 => (8, |b| {
-                f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
-            }),
+            Dtype::F64 => {
+                (8, |b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
+            }
             got => {
-                let source = SafetensorsError::UnsupportedDtype {
-                    name: name.into(),
-                    got,
-                };
-                return Err(LoadError::Safetensors {
-                    path: self.path.clone(),
-                    source,
-                });
+                let source = SafetensorsError::UnsupportedDtype { name: name.into(), got };
+                return Err(LoadError::Safetensors { path: self.path.clone(), source });
             }
         };
         let elements = bytes.len() / width;
         let mut values = Vec::new();
         values
             .try_reserve_exact(elements)
-            .map_err(|_| LoadError::OutOfMemory {
-                name: name.into(),
-                elements,
-            })?;
+            .map_err(|_| LoadError::OutOfMemory { name: name.into(), elements })?;
         values.resize(elements, 0.0);
-        values
-            .par_chunks_mut(TASK_VALUES)
-            .zip(bytes.par_chunks(TASK_VALUES * width))
-            .for_each(|(values, bytes)| {
+        values.par_chunks_mut(TASK_VALUES).zip(bytes.par_chunks(TASK_VALUES * width)).for_each(
+            |(values, bytes)| {
                 for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(width)) {
                     *value = convert(bytes);
                 }
-            });
+            },
+        );
         Ok(values)
     }
 }
@@ -173,17 +158,11 @@ fn parse(bytes: &[u8]) -> Result<(Metadata, usize), SafetensorsError> {
     };
     let got = u64::from_le_bytes(*length);
     if got > MAX_HEADER_BYTES {
-        return Err(SafetensorsError::HeaderTooLarge {
-            limit: MAX_HEADER_BYTES,
-            got,
-        });
+        return Err(SafetensorsError::HeaderTooLarge { limit: MAX_HEADER_BYTES, got });
     }
     let length = got as usize;
     let Some((header, data)) = rest.split_at_checked(length) else {
-        return Err(SafetensorsError::HeaderPastEnd {
-            limit: rest.len(),
-            got,
-        });
+        return Err(SafetensorsError::HeaderPastEnd { limit: rest.len(), got });
     };
     let header: Header = serde_json::from_str(std::str::from_utf8(header)?)?;
     let limit = data.len() as u64;
@@ -261,15 +240,9 @@ impl SafetensorsDir {
             if exists(&index)? {
                 return Err(LoadError::ShardedWeights { path: index });
             }
-            return Err(LoadError::MissingFile {
-                dir,
-                name: "model.safetensors",
-            });
+            return Err(LoadError::MissingFile { dir, name: "model.safetensors" });
         }
-        Ok(Self {
-            weights: SafetensorsFile::open(path)?,
-            dir,
-        })
+        Ok(Self { weights: SafetensorsFile::open(path)?, dir })
     }
 
     /// The file of the weights.
@@ -341,10 +314,7 @@ impl SafetensorsDir {
     }
 
     fn required(&self, name: &'static str, limit: u64) -> Result<(PathBuf, Vec<u8>), LoadError> {
-        let missing = || LoadError::MissingFile {
-            dir: self.dir.clone(),
-            name,
-        };
+        let missing = || LoadError::MissingFile { dir: self.dir.clone(), name };
         self.optional(name, limit)?.ok_or_else(missing)
     }
 }

@@ -71,13 +71,7 @@ impl Sampler {
             return Ok(Self::greedy());
         }
         let generator = StdRng::seed_from_u64(seed);
-        Ok(Self {
-            random: Some(Random {
-                temperature,
-                top_p,
-                generator,
-            }),
-        })
+        Ok(Self { random: Some(Random { temperature, top_p, generator }) })
     }
 
     /// Chooses a token from `logits`, one for each id. Minus infinity rules a token out.
@@ -164,10 +158,7 @@ mod tests {
     #[test]
     fn does_greedy_take_the_first_of_equal_logits() {
         assert_eq!(Sampler::greedy().sample(&[1.0, 3.0, 3.0, -1.0]), Ok(1));
-        assert_eq!(
-            Sampler::new(0.0, 0.5, 1).unwrap().sample(&[0.0, 2.0]),
-            Ok(1)
-        );
+        assert_eq!(Sampler::new(0.0, 0.5, 1).unwrap().sample(&[0.0, 2.0]), Ok(1));
         assert_eq!(Sampler::greedy().sample(&[f32::NEG_INFINITY, -1.0]), Ok(1));
     }
 
@@ -176,9 +167,7 @@ mod tests {
         let logits = (0..50).map(|i| (i % 7) as f32).collect::<Vec<_>>();
         let draw = |seed| {
             let mut sampler = Sampler::new(0.8, 0.9, seed).unwrap();
-            (0..40)
-                .map(|_| sampler.sample(&logits).unwrap())
-                .collect::<Vec<_>>()
+            (0..40).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(3), draw(3));
         assert_ne!(draw(3), draw(4));
@@ -189,9 +178,7 @@ mod tests {
         // Two tokens whose probabilities at temperature 2 are 1/4 and 3/4.
         let logits = [0.0, 2.0 * 3f32.ln()];
         let mut sampler = Sampler::new(2.0, 1.0, 7).unwrap();
-        let ones = (0..4000)
-            .filter(|_| sampler.sample(&logits) == Ok(1))
-            .count();
+        let ones = (0..4000).filter(|_| sampler.sample(&logits) == Ok(1)).count();
         assert!((2900..3100).contains(&ones), "{ones}");
     }
 
@@ -214,9 +201,7 @@ mod tests {
     fn do_extreme_logits_and_temperatures_stay_finite() {
         for temperature in [1e-300, 1.0, 1e300] {
             let mut sampler = Sampler::new(temperature, 0.9, 1).unwrap();
-            let token = sampler
-                .sample(&[f32::MIN, f32::MAX, f32::NEG_INFINITY])
-                .unwrap();
+            let token = sampler.sample(&[f32::MIN, f32::MAX, f32::NEG_INFINITY]).unwrap();
             assert!(token < 2);
         }
     }
@@ -233,10 +218,7 @@ mod tests {
         }
         let mut sampler = Sampler::greedy();
         assert_eq!(sampler.sample(&[]), Err(SampleError::Empty));
-        assert_eq!(
-            sampler.sample(&[f32::NEG_INFINITY]),
-            Err(SampleError::NoCandidate)
-        );
+        assert_eq!(sampler.sample(&[f32::NEG_INFINITY]), Err(SampleError::NoCandidate));
         for bad in [f32::NAN, f32::INFINITY] {
             let error = sampler.sample(&[0.0, bad]).unwrap_err();
             assert!(matches!(error, SampleError::BadLogit { index: 1, .. }));

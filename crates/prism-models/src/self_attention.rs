@@ -42,14 +42,7 @@ impl SelfAttention {
         o_proj: Linear,
         head_dim: usize,
     ) -> Self {
-        Self {
-            q_proj,
-            k_proj,
-            v_proj,
-            o_proj,
-            prism: None,
-            head_dim,
-        }
+        Self { q_proj, k_proj, v_proj, o_proj, prism: None, head_dim }
     }
 
     /// Chooses Prism, or exact attention.
@@ -94,20 +87,14 @@ impl SelfAttention {
             None => {
                 cache.append(k, v)?;
                 let result = dense_attention(q, cache.keys(), cache.values(), options)?;
-                let report = Report {
-                    path: Path::Dense,
-                    reason: Reason::Chosen,
-                    selected: None,
-                };
+                let report = Report { path: Path::Dense, reason: Reason::Chosen, selected: None };
                 (result.output, report)
             }
         };
         sync();
         let seconds = start.elapsed().as_secs_f64();
         let [_, q_heads, _, head_dim] = output.dims();
-        let output = output
-            .swap_dims(1, 2)
-            .reshape([batch, n, q_heads * head_dim]);
+        let output = output.swap_dims(1, 2).reshape([batch, n, q_heads * head_dim]);
         Ok((self.o_proj.forward(output), report, seconds))
     }
 }

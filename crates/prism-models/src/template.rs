@@ -40,10 +40,7 @@ pub struct Message {
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
+        Self { role: role.into(), content: content.into() }
     }
 }
 
@@ -118,26 +115,18 @@ impl ChatTemplate {
         let source = source.into();
         if source.len() > MAX_TEMPLATE_BYTES {
             let got = source.len();
-            return Err(TemplateError::TooLong {
-                limit: MAX_TEMPLATE_BYTES,
-                got,
-            });
+            return Err(TemplateError::TooLong { limit: MAX_TEMPLATE_BYTES, got });
         }
         // The set-up of Hugging Face, except that attributes of undefined values are undefined.
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(TemplateError::Syntax)?);
         environment.set_undefined_behavior(UndefinedBehavior::Chainable);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", json::tojson);
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(TemplateError::Syntax)?;
+        environment.add_template_owned(NAME, source).map_err(TemplateError::Syntax)?;
         Ok(Self { environment })
     }
 
@@ -177,10 +166,7 @@ impl ChatTemplate {
     ///
     /// The value is not a string, or [`ChatTemplate::new`] refuses it.
     pub fn from_gguf(metadata: &Metadata) -> Result<Option<Self>, TemplateError> {
-        metadata
-            .find_str("tokenizer.chat_template")?
-            .map(Self::new)
-            .transpose()
+        metadata.find_str("tokenizer.chat_template")?.map(Self::new).transpose()
     }
 
     /// Renders a conversation, with the start of an answer if `add_generation_prompt`; `bos` and
@@ -196,10 +182,7 @@ impl ChatTemplate {
         bos: &str,
         eos: &str,
     ) -> Result<String, TemplateError> {
-        let bytes = messages
-            .iter()
-            .map(|message| message.content.len())
-            .sum::<usize>();
+        let bytes = messages.iter().map(|message| message.content.len()).sum::<usize>();
         let fuel = FUEL + (bytes as f64 * FUEL_PER_BYTE) as u64;
         let messages = messages
             .iter()
@@ -219,9 +202,7 @@ impl ChatTemplate {
             let thread = thread.spawn_scoped(scope, || self.run(context, fuel));
             let result = thread.map_err(TemplateError::Thread)?.join();
             result.unwrap_or_else(|_| {
-                Err(TemplateError::Render {
-                    message: "the engine panicked".into(),
-                })
+                Err(TemplateError::Render { message: "the engine panicked".into() })
             })
         })
     }
@@ -229,20 +210,11 @@ impl ChatTemplate {
     fn run(&self, context: Value, fuel: u64) -> Result<String, TemplateError> {
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
-        let mut output = Limited {
-            bytes: Vec::new(),
-            exceeded: false,
-        };
-        let template = environment
-            .get_template(NAME)
-            .map_err(|error| classify(error, fuel))?;
-        let result = template
-            .render_captured_to(context, &mut output)
-            .map(|_| ());
+        let mut output = Limited { bytes: Vec::new(), exceeded: false };
+        let template = environment.get_template(NAME).map_err(|error| classify(error, fuel))?;
+        let result = template.render_captured_to(context, &mut output).map(|_| ());
         if output.exceeded {
-            return Err(TemplateError::OutputTooLong {
-                limit: MAX_OUTPUT_BYTES,
-            });
+            return Err(TemplateError::OutputTooLong { limit: MAX_OUTPUT_BYTES });
         }
         result.map_err(|error| classify(error, fuel))?;
         Ok(String::from_utf8(output.bytes)?)
@@ -292,9 +264,7 @@ fn classify(error: Error, fuel: u64) -> TemplateError {
     let mut cause: Option<&dyn std::error::Error> = Some(&error);
     while let Some(current) = cause {
         if let Some(Exception(message)) = current.downcast_ref() {
-            return TemplateError::Raised {
-                message: message.clone(),
-            };
+            return TemplateError::Raised { message: message.clone() };
         }
         let kind = current.downcast_ref().map(Error::kind);
         if kind == Some(ErrorKind::OutOfFuel) {
@@ -303,9 +273,7 @@ fn classify(error: Error, fuel: u64) -> TemplateError {
         cause = current.source();
     }
     // The text only: the error may hold values that only the stack of this thread can drop.
-    TemplateError::Render {
-        message: error.to_string(),
-    }
+    TemplateError::Render { message: error.to_string() }
 }
 
 #[cfg(test)]
@@ -326,28 +294,16 @@ mod tests {
 
     #[test]
     fn do_methods_of_python_strings_work() {
-        assert_eq!(
-            render("{{ messages[0].role.strip().upper() }}").unwrap(),
-            "USER"
-        );
-        assert_eq!(
-            render("{{ tools is none }}").unwrap().to_lowercase(),
-            "true"
-        );
+        assert_eq!(render("{{ messages[0].role.strip().upper() }}").unwrap(), "USER");
+        assert_eq!(render("{{ tools is none }}").unwrap().to_lowercase(), "true");
     }
 
     #[test]
     fn is_json_not_escaped_for_html() {
         let json = render("{{ messages[0].content | tojson }}").unwrap();
         assert_eq!(json, r#""Hi <&'> \\u003c""#);
-        assert_eq!(
-            render("{{ {'a': [1, 2]} | tojson }}").unwrap(),
-            r#"{"a": [1, 2]}"#
-        );
-        assert_eq!(
-            render("{{ [1, []] | tojson(indent=2) }}").unwrap(),
-            "[\n  1,\n  []\n]"
-        );
+        assert_eq!(render("{{ {'a': [1, 2]} | tojson }}").unwrap(), r#"{"a": [1, 2]}"#);
+        assert_eq!(render("{{ [1, []] | tojson(indent=2) }}").unwrap(), "[\n  1,\n  []\n]");
         assert_eq!(
             render("{{ {'a': none, 'b': true} | tojson(indent=1) }}").unwrap(),
             "{\n \"a\": null,\n \"b\": true\n}"
@@ -360,11 +316,7 @@ mod tests {
             {"name":"default","template":"d"}]}"#;
         let template = ChatTemplate::from_tokenizer_config(json).unwrap().unwrap();
         assert_eq!(template.render(&[], false, "", "").unwrap(), "d");
-        assert!(
-            ChatTemplate::from_tokenizer_config(b"{}")
-                .unwrap()
-                .is_none()
-        );
+        assert!(ChatTemplate::from_tokenizer_config(b"{}").unwrap().is_none());
         let error = ChatTemplate::from_tokenizer_config(br#"{"chat_template":1}"#).unwrap_err();
         assert!(matches!(error, TemplateError::WrongType));
     }

@@ -52,17 +52,9 @@ impl Tokenizer {
         let largest = inner.get_vocab(true).into_values().max();
         let largest = largest.ok_or(TokenizerError::EmptyVocab)?;
         if largest as usize >= MAX_VOCAB {
-            return Err(TokenizerError::IdTooLarge {
-                limit: MAX_VOCAB - 1,
-                got: largest,
-            });
+            return Err(TokenizerError::IdTooLarge { limit: MAX_VOCAB - 1, got: largest });
         }
-        Ok(Self {
-            inner,
-            alphabet,
-            vocab_size: largest as usize + 1,
-            add_bos,
-        })
+        Ok(Self { inner, alphabet, vocab_size: largest as usize + 1, add_bos })
     }
 
     /// Encodes a text; the names of special tokens in it become those tokens.
@@ -75,17 +67,11 @@ impl Tokenizer {
     /// The text is longer than [`MAX_PROMPT_BYTES`], or the tokenizer's rules fail on it.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         if text.len() > MAX_PROMPT_BYTES {
-            return Err(TokenizerError::PromptTooLong {
-                limit: MAX_PROMPT_BYTES,
-                got: text.len(),
-            });
+            return Err(TokenizerError::PromptTooLong { limit: MAX_PROMPT_BYTES, got: text.len() });
         }
         let encoding = guarded(|| self.inner.encode_fast(text, add_special_tokens))?;
         let bos = self.add_bos.filter(|_| add_special_tokens);
-        Ok(bos
-            .into_iter()
-            .chain(encoding.get_ids().iter().copied())
-            .collect())
+        Ok(bos.into_iter().chain(encoding.get_ids().iter().copied()).collect())
     }
 
     /// Decodes ids; bytes that are not UTF-8 become replacement characters.
@@ -119,9 +105,7 @@ impl Tokenizer {
     ///
     /// The vocabulary has no such token.
     pub fn token_id(&self, token: &str) -> Result<u32, TokenizerError> {
-        let missing = || TokenizerError::MissingToken {
-            token: token.into(),
-        };
+        let missing = || TokenizerError::MissingToken { token: token.into() };
         self.inner.token_to_id(token).ok_or_else(missing)
     }
 
@@ -131,19 +115,14 @@ impl Tokenizer {
     ///
     /// The vocabulary has no such id.
     pub fn token(&self, id: u32) -> Result<String, TokenizerError> {
-        let unknown = || TokenizerError::UnknownId {
-            vocab_size: self.vocab_size,
-            got: id,
-        };
+        let unknown = || TokenizerError::UnknownId { vocab_size: self.vocab_size, got: id };
         self.inner.id_to_token(id).ok_or_else(unknown)
     }
 
     /// Whether a token is special: it steers the model and is no part of the text.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.get_added_vocabulary();
-        added
-            .simple_id_to_token(id)
-            .is_some_and(|token| added.is_special_token(&token))
+        added.simple_id_to_token(id).is_some_and(|token| added.is_special_token(&token))
     }
 
     /// Checks that a model with `vocab_size` embeddings has one for every id.
@@ -154,10 +133,7 @@ impl Tokenizer {
     pub fn check_fits(&self, vocab_size: usize) -> Result<(), TokenizerError> {
         if self.vocab_size > vocab_size {
             let largest = self.vocab_size - 1;
-            return Err(TokenizerError::DoesNotFit {
-                limit: vocab_size,
-                got: largest,
-            });
+            return Err(TokenizerError::DoesNotFit { limit: vocab_size, got: largest });
         }
         Ok(())
     }
@@ -168,14 +144,10 @@ impl Tokenizer {
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, TokenizerError> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(result) => result.map_err(invalid),
-        Err(_) => Err(TokenizerError::Invalid {
-            message: "its rules cannot be applied".into(),
-        }),
+        Err(_) => Err(TokenizerError::Invalid { message: "its rules cannot be applied".into() }),
     }
 }
 
 fn invalid(error: tokenizers::Error) -> TokenizerError {
-    TokenizerError::Invalid {
-        message: error.to_string(),
-    }
+    TokenizerError::Invalid { message: error.to_string() }
 }

@@ -62,31 +62,28 @@ impl PrismBackend for Flex {
         let [q, k, history] = contiguous.each_ref().map(|x| elements::<f32>(x));
         let width = SelectedBlocks::words_per_row(&params.grids);
         let mut words = vec![0u32; batch * q_heads * rows * width];
-        words
-            .par_chunks_mut((rows * width).max(1))
-            .enumerate()
-            .for_each(|(line, words)| {
-                let (b, kv_head) = (line / q_heads, line * kv_heads / q_heads);
-                let energy = &history[line * 4..][..4];
-                let head = PooledHead {
-                    q: &q[line * rows * d..][..rows * d],
-                    k: &k[kv_head * key_blocks * d..][..key_blocks * d],
-                    history: BandEnergy {
-                        high: energy[0].into(),
-                        low: energy[1].into(),
-                        all: energy[2].into(),
-                        blocks: energy[3].into(),
-                    },
-                };
-                params.rule.select_head(
-                    head,
-                    &params.grids[b],
-                    &params.bands,
-                    params.calibration,
-                    params.more_follows,
-                    (words, width),
-                );
-            });
+        words.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(line, words)| {
+            let (b, kv_head) = (line / q_heads, line * kv_heads / q_heads);
+            let energy = &history[line * 4..][..4];
+            let head = PooledHead {
+                q: &q[line * rows * d..][..rows * d],
+                k: &k[kv_head * key_blocks * d..][..key_blocks * d],
+                history: BandEnergy {
+                    high: energy[0].into(),
+                    low: energy[1].into(),
+                    all: energy[2].into(),
+                    blocks: energy[3].into(),
+                },
+            };
+            params.rule.select_head(
+                head,
+                &params.grids[b],
+                &params.bands,
+                params.calibration,
+                params.more_follows,
+                (words, width),
+            );
+        });
         let counts: Vec<i32> = words
             .chunks_exact(width)
             .map(|row| row.iter().map(|word| word.count_ones() as i32).sum())
@@ -107,15 +104,8 @@ impl PrismBackend for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [_, _, rows, words_per_row] = dims(&words);
         let words = words.to_contiguous();
-        let bits: Vec<u32> = elements::<i32>(&words)
-            .iter()
-            .map(|&word| word as u32)
-            .collect();
-        let blocks = Blocks::Selected {
-            words: &bits,
-            words_per_row,
-            rows,
-        };
+        let bits: Vec<u32> = elements::<i32>(&words).iter().map(|&word| word as u32).collect();
+        let blocks = Blocks::Selected { words: &bits, words_per_row, rows };
         with_element!(q, T => run::<T>(&q, &k, &v, blocks, &params))
     }
 
@@ -164,13 +154,8 @@ fn elements<T: BurnElement + bytemuck::Pod>(x: &FlexTensor) -> &[T] {
 fn view<T: Element + BurnElement + bytemuck::Pod>(x: &FlexTensor) -> View<'_, T> {
     let strides = x.layout().strides();
     let strides = [strides[0], strides[1], strides[2], strides[3]];
-    View::new(
-        x.storage::<T>(),
-        dims(x),
-        strides,
-        x.layout().start_offset(),
-    )
-    .unwrap_or_else(|| unchecked("a layout outside its storage"))
+    View::new(x.storage::<T>(), dims(x), strides, x.layout().start_offset())
+        .unwrap_or_else(|| unchecked("a layout outside its storage"))
 }
 
 fn dims(x: &FlexTensor) -> [usize; 4] {

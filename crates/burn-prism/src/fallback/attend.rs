@@ -44,8 +44,7 @@ pub fn attend<B: Backend>(
         let lines = sequences.len() * kv_heads;
         let keys = |x: &Float<B>| {
             let x = x.clone().slice(0, sequences.clone());
-            x.slice(2, 0..grid.kv_len())
-                .reshape([lines, grid.kv_len(), d])
+            x.slice(2, 0..grid.kv_len()).reshape([lines, grid.kv_len(), d])
         };
         let (k, v) = (keys(&k), keys(&v));
         let q = q.clone().slice(0, sequences.clone());
@@ -58,11 +57,12 @@ pub fn attend<B: Backend>(
         let per_line = group * sight.min(grid.block()) * grid.kv_len();
         for lines in steps(lines, (TILE / per_line).max(1)) {
             let tile = Lines {
-                q: q.clone().slice(0, lines.clone()).cast(FloatDType::F32) * params.scale as f32,
+                q: q.clone().slice(0, lines.clone()).cast(FloatDType::F32),
                 k: k.clone().slice(0, lines.clone()).cast(FloatDType::F32),
                 v: v.clone().slice(0, lines.clone()).cast(FloatDType::F32),
                 words: words.clone().map(|words| words.slice(0, lines)),
                 grid,
+                scale: params.scale as f32,
             };
             let (out, lse) = tile.attend();
             outs.push(out.reshape([tile.lines() * group, q_len, d]));
@@ -71,15 +71,12 @@ pub fn attend<B: Backend>(
     }
     let out = Float::join(outs, 0, [batch * heads, q_len, d], 0.0, &device);
     let lse = Float::join(lses, 0, [batch * heads, q_len], SILENT, &device);
-    (
-        out.reshape([batch, heads, q_len, d]).cast(dtype).0,
-        lse.reshape([batch, heads, q_len]).0,
-    )
+    (out.reshape([batch, heads, q_len, d]).cast(dtype).0, lse.reshape([batch, heads, q_len]).0)
 }
 
 /// Some lines on one grid, in f32.
 struct Lines<'a, B: Backend> {
-    /// Scaled queries, `[lines, group, q_len, head_dim]`.
+    /// Queries, `[lines, group, q_len, head_dim]`.
     q: Float<B>,
     /// Keys, `[lines, kv_len, head_dim]`.
     k: Float<B>,
@@ -88,6 +85,9 @@ struct Lines<'a, B: Backend> {
     /// Words of the selection, `[lines, group, rows, width]`.
     words: Option<Int<B>>,
     grid: &'a BlockGrid,
+    /// Factor on the scores, above 0. Only their distance from the maximum is scaled: for large
+    /// scores that keeps the bits which a product with the scale would round away.
+    scale: f32,
 }
 
 impl<B: Backend> Lines<'_, B> {
@@ -126,7 +126,7 @@ impl<B: Backend> Lines<'_, B> {
                 .fill(&unread, f32::NEG_INFINITY);
             let max = scores.clone().detach().max(3);
             let max = max.clone().fill(&max.eq(f32::NEG_INFINITY), 0.0);
-            let weights = (scores - max.clone()).exp();
+            let weights = ((scores - max.clone()) * self.scale).exp();
             let total = weights.clone().sum(3);
             let empty = total.eq(0.0);
             let total = total.fill(&empty, 1.0);
@@ -136,7 +136,7 @@ impl<B: Backend> Lines<'_, B> {
                 .matmul(v.clone().slice(1, 0..keys))
                 .reshape([lines, group, count, d]);
             outs.push(out / total.clone());
-            lses.push((total.log() + max).fill(&empty, SILENT));
+            lses.push((total.log() + max * self.scale).fill(&empty, SILENT));
         }
         (
             Float::join(outs, 2, [lines, group, q_len, d], 0.0, &device),
@@ -162,10 +162,7 @@ impl<B: Backend> Lines<'_, B> {
         let block = self.grid.block();
         let rows = positions / block as i32 + -(self.grid.first_block() as i32);
         let (blocks, width) = (keys.div_ceil(block), block.min(keys));
-        let words = words
-            .clone()
-            .slice(3, 0..blocks.div_ceil(WORD_BITS))
-            .select(2, rows);
+        let words = words.clone().slice(3, 0..blocks.div_ceil(WORD_BITS)).select(2, rows);
         let unselected = unpack(words).slice(3, 0..blocks).is(0);
         let unselected = unselected
             .reshape([lines, group, count, blocks, 1])

@@ -32,7 +32,5 @@ fn runs(grids: &[BlockGrid]) -> impl Iterator<Item = (Range<usize>, &BlockGrid)>
 
 /// `0..len` in steps of `step`.
 fn steps(len: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len)
-        .step_by(step)
-        .map(move |start| start..(start + step).min(len))
+    (0..len).step_by(step).map(move |start| start..(start + step).min(len))
 }

@@ -107,14 +107,7 @@ impl<'a, B: Backend> Heads<'a, B> {
                 }
             }
         });
-        Self {
-            bands: bands.collect(),
-            batch,
-            heads,
-            device,
-            grid,
-            params,
-        }
+        Self { bands: bands.collect(), batch, heads, device, grid, params }
     }
 
     /// The blocks that some rows read, `[batch, q_heads, rows, blocks]`; `blocks` are those that

@@ -345,11 +345,7 @@ impl<B: Backend> Bool<B> {
     /// Both at their common shape: not every backend broadcasts bools.
     fn align(self, other: Self) -> (Self, Self) {
         let (left, right) = (self.0.shape(), other.0.shape());
-        let common: Vec<usize> = left
-            .iter()
-            .zip(right.iter())
-            .map(|(a, b)| *a.max(b))
-            .collect();
+        let common: Vec<usize> = left.iter().zip(right.iter()).map(|(a, b)| *a.max(b)).collect();
         let common = Shape::from(common);
         (self.expand(common.clone()), other.expand(common))
     }

@@ -31,7 +31,7 @@ pub struct AttendProblem<'a, T> {
     pub grids: &'a [BlockGrid],
     /// Which key blocks are read; blocks past the diagonal are ignored.
     pub blocks: Blocks<'a>,
-    /// Factor on q·k.
+    /// Factor on q·k; above 0.
     pub scale: f32,
     /// Whether to return the log-sum-exp too.
     pub want_lse: bool,
@@ -55,23 +55,12 @@ pub fn attend<T: Element>(problem: &AttendProblem<'_, T>) -> Result<Attended<T>>
     let mut out = vec![T::default(); queries * shape.head_dim];
     let mut lse = vec![f32::NEG_INFINITY; if problem.want_lse { queries } else { 0 }];
     let tiles = split(&shape, problem.grids, &mut out, &mut lse);
-    Arch::new().dispatch(Schedule {
-        problem,
-        shape: &shape,
-        tiles,
-    });
+    Arch::new().dispatch(Schedule { problem, shape: &shape, tiles });
     Ok((out, problem.want_lse.then_some(lse)))
 }
 
 fn check<T: Element>(problem: &AttendProblem<'_, T>) -> Result<AttentionShape> {
-    let AttendProblem {
-        q,
-        k,
-        v,
-        grids,
-        blocks,
-        ..
-    } = problem;
+    let AttendProblem { q, k, v, grids, blocks, .. } = problem;
     let shape = AttentionShape::new(q.shape(), k.shape(), v.shape())?;
     if grids.len() != shape.batch {
         let reason = format!("expected {} grids, got {}", shape.batch, grids.len());
@@ -89,12 +78,7 @@ fn check<T: Element>(problem: &AttendProblem<'_, T>) -> Result<AttentionShape> {
             return Err(PrismError::Lengths { reason });
         }
     }
-    if let Blocks::Selected {
-        words,
-        words_per_row,
-        rows,
-    } = *blocks
-    {
+    if let Blocks::Selected { words, words_per_row, rows } = *blocks {
         let (least_rows, key_blocks) = extent(grids);
         let total = [shape.batch, shape.q_heads, rows, words_per_row]
             .into_iter()
@@ -190,11 +174,7 @@ impl<T: Element> WithSimd for Schedule<'_, '_, '_, T> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self {
-            problem,
-            shape,
-            tiles,
-        } = self;
+        let Self { problem, shape, tiles } = self;
         let line = |tile: &Tile<'_, T>| tile.batch * shape.q_heads + tile.head;
         let mut tiles: Vec<_> = tiles
             .into_iter()
@@ -209,13 +189,8 @@ impl<T: Element> WithSimd for Schedule<'_, '_, '_, T> {
             .collect();
         // Longest first: what is left when a thread runs dry is short.
         tiles.sort_by_key(|&(pairs, _): &(usize, _)| Reverse(pairs));
-        let work = tiles
-            .iter()
-            .map(|(cost, _)| cost * shape.head_dim)
-            .sum::<usize>();
-        let threads = rayon::current_num_threads()
-            .min(tiles.len())
-            .min(1 + work / WORTH_A_THREAD);
+        let work = tiles.iter().map(|(cost, _)| cost * shape.head_dim).sum::<usize>();
+        let threads = rayon::current_num_threads().min(tiles.len()).min(1 + work / WORTH_A_THREAD);
 
         let queue = Mutex::new(tiles.into_iter());
         let next = || queue.lock().ok()?.next();
@@ -230,20 +205,13 @@ impl<T: Element> WithSimd for Schedule<'_, '_, '_, T> {
                     grid: problem.grids[tile.batch],
                     blocks: problem.blocks,
                     line: line(&tile),
-                    scale: problem.scale * std::f32::consts::LOG2_E,
+                    scale: problem.scale,
                 };
-                simd.vectorize(Compute {
-                    inputs,
-                    tile,
-                    scratch: &mut scratch,
-                });
+                simd.vectorize(Compute { inputs, tile, scratch: &mut scratch });
             }
         };
         if threads > 1 {
-            (0..threads)
-                .into_par_iter()
-                .with_max_len(1)
-                .for_each(worker);
+            (0..threads).into_par_iter().with_max_len(1).for_each(worker);
         } else {
             worker(0);
         }

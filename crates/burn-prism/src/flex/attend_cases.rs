@@ -7,25 +7,17 @@ struct Random(u64);
 
 impl Random {
     fn bits(&mut self) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
         (self.0 >> 33) as u32
     }
 
     /// Roughly normal, of unit variance.
     fn normal(&mut self) -> f32 {
-        (0..6)
-            .map(|_| self.bits() as f32 / (1u64 << 30) as f32 - 1.0)
-            .sum::<f32>()
-            / 2f32.sqrt()
+        (0..6).map(|_| self.bits() as f32 / (1u64 << 30) as f32 - 1.0).sum::<f32>() / 2f32.sqrt()
     }
 
     fn tensor(&mut self, shape: [usize; 4], scale: f32) -> Vec<f32> {
-        (0..shape.iter().product())
-            .map(|_| self.normal() * scale)
-            .collect()
+        (0..shape.iter().product()).map(|_| self.normal() * scale).collect()
     }
 }
 
@@ -51,9 +43,7 @@ impl Case {
         density: Option<f64>,
     ) -> Self {
         let mut random = Random(seed);
-        let (q_len, kv_len) = lengths
-            .iter()
-            .fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
+        let (q_len, kv_len) = lengths.iter().fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)));
         let q_shape = [lengths.len(), q_heads, q_len, dim];
         let k_shape = [lengths.len(), kv_heads, kv_len, dim];
         let [mut q, mut k, mut v] = [q_shape, k_shape, k_shape].map(|s| random.tensor(s, 1.0));
@@ -68,10 +58,8 @@ impl Case {
                 }
             }
         }
-        let grids: Vec<_> = lengths
-            .iter()
-            .map(|&(q, kv)| BlockGrid::new(block, q, kv).unwrap())
-            .collect();
+        let grids: Vec<_> =
+            lengths.iter().map(|&(q, kv)| BlockGrid::new(block, q, kv).unwrap()).collect();
         let words = density.map(|density| {
             let (rows, key_blocks) = extent(&grids);
             let width = key_blocks.div_ceil(WORD_BITS);
@@ -85,26 +73,15 @@ impl Case {
             (words, width, rows)
         });
         let scale = (dim as f32).sqrt().recip();
-        Self {
-            q_shape,
-            k_shape,
-            q,
-            k,
-            v,
-            grids,
-            scale,
-            words,
-        }
+        Self { q_shape, k_shape, q, k, v, grids, scale, words }
     }
 
     pub(super) fn blocks(&self) -> Blocks<'_> {
         match &self.words {
             None => Blocks::Dense,
-            Some((words, words_per_row, rows)) => Blocks::Selected {
-                words,
-                words_per_row: *words_per_row,
-                rows: *rows,
-            },
+            Some((words, words_per_row, rows)) => {
+                Blocks::Selected { words, words_per_row: *words_per_row, rows: *rows }
+            }
         }
     }
 
@@ -145,9 +122,7 @@ impl Case {
                 let dot: f64 = products.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
                 scores.push((j, dot * f64::from(self.scale)));
             }
-            let max = scores
-                .iter()
-                .fold(f64::NEG_INFINITY, |max, &(_, s)| s.max(max));
+            let max = scores.iter().fold(f64::NEG_INFINITY, |max, &(_, s)| s.max(max));
             let total: f64 = scores.iter().map(|&(_, score)| (score - max).exp()).sum();
             let mut row = vec![0.0; dim];
             for &(j, score) in &scores {
@@ -156,11 +131,7 @@ impl Case {
                 }
             }
             out.extend(row);
-            lse.push(if scores.is_empty() {
-                f64::NEG_INFINITY
-            } else {
-                max + total.ln()
-            });
+            lse.push(if scores.is_empty() { f64::NEG_INFINITY } else { max + total.ln() });
         }
         (out, lse)
     }
@@ -173,19 +144,14 @@ impl Case {
     pub(super) fn compare(&self, out: &[f32], lse: &[f32], limit: f64) {
         let (expected, expected_lse) = self.expected();
         assert_eq!((out.len(), lse.len()), (expected.len(), expected_lse.len()));
-        let largest = expected
-            .iter()
-            .fold(1.0, |max: f64, value| max.max(value.abs()));
+        let largest = expected.iter().fold(1.0, |max: f64, value| max.max(value.abs()));
         for (i, (&got, &want)) in out.iter().zip(&expected).enumerate() {
             let error = (f64::from(got) - want).abs() / largest;
             assert!(error <= limit, "element {i}: {got}, expected {want}");
         }
         for (i, (&got, &want)) in lse.iter().zip(&expected_lse).enumerate() {
             let error = (f64::from(got) - want).abs() / want.abs().max(1.0);
-            assert!(
-                f64::from(got) == want || error <= limit,
-                "LSE {i}: {got}, expected {want}"
-            );
+            assert!(f64::from(got) == want || error <= limit, "LSE {i}: {got}, expected {want}");
         }
     }
 }

@@ -26,11 +26,9 @@ impl<'a> Blocks<'a> {
     fn row(&self, line: usize, row: usize) -> Option<&'a [u32]> {
         match *self {
             Blocks::Dense => None,
-            Blocks::Selected {
-                words,
-                words_per_row,
-                rows,
-            } => Some(&words[(line * rows + row) * words_per_row..][..words_per_row]),
+            Blocks::Selected { words, words_per_row, rows } => {
+                Some(&words[(line * rows + row) * words_per_row..][..words_per_row])
+            }
         }
     }
 
@@ -85,11 +83,7 @@ fn find(words: &[u32], from: usize, end: usize, skip: u32) -> usize {
 
 /// A word with its lowest `count` bits set.
 fn low_bits(count: usize) -> u32 {
-    if count >= WORD_BITS {
-        u32::MAX
-    } else {
-        (1 << count) - 1
-    }
+    if count >= WORD_BITS { u32::MAX } else { (1 << count) - 1 }
 }
 
 #[cfg(test)]
@@ -102,17 +96,10 @@ mod tests {
         let mut words = vec![0u32; 70 * 3];
         words[69 * 3..].copy_from_slice(&[0x8000_0006, 0xffff_ffff, 0x2f]);
         words[40 * 3..][..3].copy_from_slice(&[u32::MAX; 3]);
-        let blocks = Blocks::Selected {
-            words: &words,
-            words_per_row: 3,
-            rows: 70,
-        };
+        let blocks = Blocks::Selected { words: &words, words_per_row: 3, rows: 70 };
         let runs = |row| blocks.runs(&grid, 0, row).collect::<Vec<_>>();
         assert_eq!(runs(69), [1..3, 31..68, 69..70]);
-        assert_eq!(
-            runs(40),
-            Blocks::Dense.runs(&grid, 0, 40).collect::<Vec<_>>()
-        );
+        assert_eq!(runs(40), Blocks::Dense.runs(&grid, 0, 40).collect::<Vec<_>>());
         assert!(runs(3).is_empty());
         for row in 0..70 {
             assert_eq!(

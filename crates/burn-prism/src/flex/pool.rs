@@ -31,15 +31,9 @@ pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], side: Side) -> Res
         Side::Queries => (BlockGrid::rows, BlockGrid::q_len),
         Side::Keys => (BlockGrid::key_blocks, BlockGrid::kv_len),
     };
-    if let Some((b, grid)) = grids
-        .iter()
-        .enumerate()
-        .find(|(_, grid)| longest(grid) > length)
-    {
-        let reason = format!(
-            "sequence {b} is {} long, but the tensor holds only {length}",
-            longest(grid)
-        );
+    if let Some((b, grid)) = grids.iter().enumerate().find(|(_, grid)| longest(grid) > length) {
+        let reason =
+            format!("sequence {b} is {} long, but the tensor holds only {length}", longest(grid));
         return Err(PrismError::Lengths { reason });
     }
     let most = grids.iter().map(blocks).max().unwrap_or(0);
@@ -47,13 +41,8 @@ pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], side: Side) -> Res
     if means.is_empty() {
         return Ok(means);
     }
-    let few = (WORTH_A_THREAD * means.len())
-        .div_ceil(batch * heads * length * dim * dim)
-        .max(1);
-    let blocks_of = means
-        .par_chunks_exact_mut(dim)
-        .with_min_len(few)
-        .enumerate();
+    let few = (WORTH_A_THREAD * means.len()).div_ceil(batch * heads * length * dim * dim).max(1);
+    let blocks_of = means.par_chunks_exact_mut(dim).with_min_len(few).enumerate();
     blocks_of.for_each_init(Vec::new, |scratch, (i, mean)| {
         let (line, block) = (i / most, i % most);
         let (grid, head) = (&grids[line / heads], x.head(line / heads, line % heads));
@@ -81,17 +70,13 @@ fn sum<T: Element>(head: &Head<'_, T>, rows: Range<usize>, into: &mut [f32], scr
         sum(head, rows.start..half, into, scratch);
         let (upper, scratch) = scratch.split_at_mut(into.len());
         sum(head, half..rows.end, upper, scratch);
-        into.iter_mut()
-            .zip(upper)
-            .for_each(|(sum, value)| *sum += *value);
+        into.iter_mut().zip(upper).for_each(|(sum, value)| *sum += *value);
         return;
     }
     into.fill(0.0);
     for i in rows {
         let row = head.rows(i..i + 1, scratch).values;
-        into.iter_mut()
-            .zip(row)
-            .for_each(|(sum, value)| *sum += value);
+        into.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
     }
 }
 
@@ -102,26 +87,14 @@ mod tests {
     #[test]
     fn means_are_accurate_and_padding_is_never_read() {
         let (heads, length, dim) = (2, 5000, 3);
-        let mut data: Vec<f32> = (0..2 * heads * length * dim)
-            .map(|i| 1000.0 + (i * 7919 % 1009) as f32)
-            .collect();
-        let grids = [
-            (1, 5000, 5000),
-            (1, 0, 0),
-            (4096, 77, 5000),
-            (100, 5000, 300),
-        ]
-        .map(|(block, q_len, kv_len)| BlockGrid::new(block, q_len, kv_len).unwrap());
-        for pair in [
-            [grids[2], grids[3]],
-            [grids[0], grids[1]],
-            [grids[3], grids[1]],
-        ] {
+        let mut data: Vec<f32> =
+            (0..2 * heads * length * dim).map(|i| 1000.0 + (i * 7919 % 1009) as f32).collect();
+        let grids = [(1, 5000, 5000), (1, 0, 0), (4096, 77, 5000), (100, 5000, 300)]
+            .map(|(block, q_len, kv_len)| BlockGrid::new(block, q_len, kv_len).unwrap());
+        for pair in [[grids[2], grids[3]], [grids[0], grids[1]], [grids[3], grids[1]]] {
             for side in [Side::Queries, Side::Keys] {
                 let blocks = |grid: &BlockGrid| match side {
-                    Side::Queries => (0..grid.rows())
-                        .map(|i| grid.queries(i))
-                        .collect::<Vec<_>>(),
+                    Side::Queries => (0..grid.rows()).map(|i| grid.queries(i)).collect::<Vec<_>>(),
                     Side::Keys => (0..grid.key_blocks()).map(|i| grid.keys(i)).collect(),
                 };
                 let most = pair.iter().map(|grid| blocks(grid).len()).max().unwrap();
@@ -144,10 +117,7 @@ mod tests {
                     let count = rows.len() as f64;
                     let at = |i| f64::from(data[start(line / heads, line % heads) + i * dim + c]);
                     let expected = rows.map(at).sum::<f64>() / count;
-                    assert!(
-                        (f64::from(mean) / expected - 1.0).abs() < 3e-7,
-                        "{mean} {expected}"
-                    );
+                    assert!((f64::from(mean) / expected - 1.0).abs() < 3e-7, "{mean} {expected}");
                 }
                 data.iter_mut().enumerate().for_each(|(i, value)| {
                     *value = 1000.0 + (i * 7919 % 1009) as f32;

@@ -5,27 +5,29 @@ use pulp::Simd;
 use super::matmul::Lanes;
 
 /// Running softmax of one panel.
+///
+/// Scores come unscaled and only their distance from the maximum is scaled: for large scores that
+/// keeps the bits which a product with the scale would round away.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Running<S: Simd, const N: usize> {
     /// Largest score so far, −∞ before the first key.
     pub(super) max: Lanes<S, N>,
-    /// Sum of `2^(score − max)` so far.
+    /// Sum of `2^(scale · (score − max))` so far.
     pub(super) sum: Lanes<S, N>,
+    /// Factor on the scores, in units of log₂; above 0.
+    scale: S::f32s,
 }
 
 impl<S: Simd, const N: usize> Running<S, N> {
     /// Before the first key.
     #[inline(always)]
-    pub(super) fn new(simd: S) -> Self {
+    pub(super) fn new(simd: S, scale: f32) -> Self {
         let (max, sum) = (simd.splat_f32s(f32::NEG_INFINITY), simd.splat_f32s(0.0));
-        Self {
-            max: [max; N],
-            sum: [sum; N],
-        }
+        Self { max: [max; N], sum: [sum; N], scale: simd.splat_f32s(scale) }
     }
 
-    /// Takes in the scores of some keys, `[keys]` in units of log₂, and turns them into weights
-    /// `2^(score − max)`. Returns the factor that brings what was summed before to the new
+    /// Takes in the scores of some keys, `[keys]`, and turns them into weights
+    /// `2^(scale · (score − max))`. Returns the factor that brings what was summed before to the new
     /// maximum.
     #[inline(always)]
     pub(super) fn update(&mut self, simd: S, scores: &mut [Lanes<S, N>]) -> Lanes<S, N> {
@@ -42,12 +44,14 @@ impl<S: Simd, const N: usize> Running<S, N> {
         let mut rescale = [zero; N];
         for n in 0..N {
             base[n] = simd.select_f32s(simd.equal_f32s(max[n], lowest), zero, max[n]);
-            rescale[n] = exp2(simd, simd.sub_f32s(self.max[n], base[n]));
+            let distance = simd.sub_f32s(self.max[n], base[n]);
+            rescale[n] = exp2(simd, simd.mul_f32s(distance, self.scale));
         }
         let mut sum = [zero; N];
         for score in scores {
             for n in 0..N {
-                score[n] = exp2(simd, simd.sub_f32s(score[n], base[n]));
+                let distance = simd.sub_f32s(score[n], base[n]);
+                score[n] = exp2(simd, simd.mul_f32s(distance, self.scale));
                 sum[n] = simd.add_f32s(sum[n], score[n]);
             }
         }
@@ -89,14 +93,8 @@ pub(super) fn mask<S: Simd, const N: usize>(simd: S, scores: &mut [Lanes<S, N>],
 #[inline(always)]
 pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     /// 2^f on −½..½, minimax in the relative error (9.2e-8) among polynomials that are 1 at 0.
-    const POLYNOMIAL: [f32; 6] = [
-        1.326_473_7e-3,
-        9.671_517e-3,
-        5.550_734e-2,
-        0.240_222_42,
-        0.693_146_94,
-        1.0,
-    ];
+    const POLYNOMIAL: [f32; 6] =
+        [1.326_473_7e-3, 9.671_517e-3, 5.550_734e-2, 0.240_222_42, 0.693_146_94, 1.0];
     /// Adding 1.5·2²³ leaves the nearest integer in the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
     // The scale of −127 is zero. A vector maximum keeps a NaN on its right, a plain one drops it.

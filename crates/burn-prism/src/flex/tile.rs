@@ -1,5 +1,6 @@
 //! One tile of queries of one head against all the keys that it reads.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use prism_core::grid::BlockGrid;
@@ -45,7 +46,7 @@ pub(super) struct Inputs<'a, T> {
     pub(super) blocks: Blocks<'a>,
     /// `batch * q_heads + head`, the line of `blocks`.
     pub(super) line: usize,
-    /// Factor on q·k, in units of log₂.
+    /// Factor on q·k, above 0.
     pub(super) scale: f32,
 }
 
@@ -57,7 +58,7 @@ pub(super) struct Scratch {
 
 /// The parts of the scratch, all starting on a cache line.
 struct Parts<'s> {
-    /// Scaled queries, `[panel, dim, lane]`.
+    /// Queries, `[panel, dim, lane]`.
     queries: &'s mut [f32],
     /// Output so far, `[panel, dim, lane]`.
     out: &'s mut [f32],
@@ -86,25 +87,14 @@ impl Scratch {
     }
 
     fn parts(&mut self) -> Parts<'_> {
-        let skip = self
-            .memory
-            .as_ptr()
-            .align_offset(LINE * size_of::<f32>())
-            .min(LINE);
+        let skip = self.memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let mut rest = &mut self.memory[skip..];
         let [queries, out, scores, keys, values, row] = Self::sizes(self.dim).map(|len| {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(len);
             rest = after;
             part
         });
-        Parts {
-            queries,
-            out,
-            scores,
-            keys,
-            values,
-            row,
-        }
+        Parts { queries, out, scores, keys, values, row }
     }
 }
 
@@ -120,30 +110,14 @@ impl<T: Element> WithSimd for Compute<'_, '_, '_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self {
-            inputs,
-            tile,
-            scratch,
-        } = self;
-        let Tile {
-            queries, out, lse, ..
-        } = tile;
+        let Self { inputs, tile, scratch } = self;
+        let Tile { queries, out, lse, .. } = tile;
         for (row, strip) in strips(&inputs.grid, queries.clone()) {
             let local = strip.start - queries.start..strip.end - queries.start;
             let lanes = strip.len();
             let out = &mut out[local.start * inputs.q.dim()..local.end * inputs.q.dim()];
-            let lse = if lse.is_empty() {
-                &mut []
-            } else {
-                &mut lse[local]
-            };
-            let strip = Strip {
-                inputs: &inputs,
-                row,
-                queries: strip,
-                out,
-                lse,
-            };
+            let lse = if lse.is_empty() { &mut [] } else { &mut lse[local] };
+            let strip = Strip { inputs: &inputs, row, queries: strip, out, lse };
             // Vectors × keys of sums: 8 cover the latency of a fused multiply-add, and fit even 16
             // registers. One vector where half of the lanes would idle; plain lanes without SIMD.
             if S::IS_SCALAR {
@@ -186,14 +160,7 @@ struct Strip<'c, 'a, 'o, T> {
 impl<T: Element> Strip<'_, '_, '_, T> {
     #[inline(always)]
     fn run<S: Simd, const N: usize, const R: usize>(mut self, simd: S, parts: Parts<'_>) {
-        let Parts {
-            queries,
-            out,
-            scores,
-            keys,
-            values,
-            row,
-        } = parts;
+        let Parts { queries, out, scores, keys, values, row } = parts;
         let lanes = N * S::F32_LANES;
         let dim = self.inputs.q.dim();
         let panels = self.queries.len().div_ceil(lanes);
@@ -205,15 +172,8 @@ impl<T: Element> Strip<'_, '_, '_, T> {
         let queries = vectors::<S, N>(queries);
         let sums = vectors_mut::<S, N>(out);
         let scores = vectors_mut::<S, N>(scores);
-        let mut running = [Running::<S, N>::new(simd); MOST_PANELS];
-        let Inputs {
-            k,
-            v,
-            grid,
-            blocks,
-            line,
-            ..
-        } = self.inputs;
+        let mut running = [Running::<S, N>::new(simd, self.inputs.scale * LOG2_E); MOST_PANELS];
+        let Inputs { k, v, grid, blocks, line, .. } = self.inputs;
         let visible = grid.visible_keys(self.queries.end - 1);
         for run in blocks.runs(grid, *line, self.row) {
             let end = grid.keys(run.end - 1).end.min(visible);
@@ -254,17 +214,17 @@ impl<T: Element> Strip<'_, '_, '_, T> {
         }
     }
 
-    /// Scales the queries into `into`, `[panel, dim, lane]`; idle lanes get zeros.
+    /// Reads the queries into `into`, `[panel, dim, lane]`; idle lanes get zeros.
     #[inline(always)]
     fn pack(&self, lanes: usize, into: &mut [f32], row: &mut [f32]) {
-        let Inputs { q, scale, .. } = self.inputs;
+        let q = self.inputs.q;
         let dim = q.dim();
         into.fill(0.0);
         for (local, i) in self.queries.clone().enumerate() {
             q.read(i, row);
             let panel = &mut into[local / lanes * lanes * dim..][..lanes * dim];
             for (column, &value) in panel.chunks_exact_mut(lanes).zip(&*row) {
-                column[local % lanes] = value * scale;
+                column[local % lanes] = value;
             }
         }
     }
@@ -282,12 +242,7 @@ impl<T: Element> Strip<'_, '_, '_, T> {
         row: &mut [f32],
     ) {
         let dim = self.inputs.q.dim();
-        let out = self
-            .out
-            .chunks_exact_mut(dim)
-            .enumerate()
-            .skip(start)
-            .take(lanes);
+        let out = self.out.chunks_exact_mut(dim).enumerate().skip(start).take(lanes);
         for (lane, (query, out)) in out.enumerate() {
             // No weight at all, every score was −∞: zeros, whatever was summed.
             let empty = sum[lane] == 0.0;
@@ -297,8 +252,8 @@ impl<T: Element> Strip<'_, '_, '_, T> {
             }
             T::narrow(&row[..dim], out);
             if let Some(lse) = self.lse.get_mut(query) {
-                let log2 = f64::from(max[lane]) + f64::from(sum[lane]).log2();
-                *lse = (log2 * std::f64::consts::LN_2) as f32;
+                let max = f64::from(max[lane]) * f64::from(self.inputs.scale);
+                *lse = (max + f64::from(sum[lane]).ln()) as f32;
             }
         }
     }

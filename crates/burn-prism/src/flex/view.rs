@@ -109,12 +109,7 @@ impl<'a, T: Element> View<'a, T> {
                 return None;
             }
         }
-        Some(Self {
-            data,
-            shape,
-            strides,
-            offset,
-        })
+        Some(Self { data, shape, strides, offset })
     }
 
     /// View of a contiguous tensor; `None` if `data` is shorter than `shape`.
@@ -195,10 +190,7 @@ impl<'a, T: Element> Head<'a, T> {
         for (i, row) in rows.zip(into.chunks_exact_mut(dim)) {
             self.read(i, row);
         }
-        Rows {
-            values: into,
-            stride: dim,
-        }
+        Rows { values: into, stride: dim }
     }
 }
 
@@ -223,28 +215,16 @@ mod tests {
     fn rows_follow_the_strides() {
         let data: Vec<f32> = (0..24).map(|i| i as f32).collect();
         let mut scratch = [0.0; 24];
-        let flipped = View::new(&data, [1, 2, 3, 4], [0, 12, -4, 1], 8)
-            .unwrap()
-            .head(0, 1);
+        let flipped = View::new(&data, [1, 2, 3, 4], [0, 12, -4, 1], 8).unwrap().head(0, 1);
         assert_eq!(
             flipped.rows(1..3, &mut scratch).values,
             [16., 17., 18., 19., 12., 13., 14., 15.]
         );
-        let transposed = View::new(&data, [1, 2, 4, 3], [0, 12, 1, 4], 0)
-            .unwrap()
-            .head(0, 0);
-        assert_eq!(
-            transposed.rows(1..3, &mut scratch).values,
-            [1., 5., 9., 2., 6., 10.]
-        );
-        let spread = View::new(&data, [1, 2, 3, 4], [0, 4, 8, 1], 0)
-            .unwrap()
-            .head(0, 1);
+        let transposed = View::new(&data, [1, 2, 4, 3], [0, 12, 1, 4], 0).unwrap().head(0, 0);
+        assert_eq!(transposed.rows(1..3, &mut scratch).values, [1., 5., 9., 2., 6., 10.]);
+        let spread = View::new(&data, [1, 2, 3, 4], [0, 4, 8, 1], 0).unwrap().head(0, 1);
         let rows = spread.rows(1..3, &mut []);
-        assert_eq!(
-            (rows.values.len(), rows.values[0], rows.stride),
-            (12, 12., 8)
-        );
+        assert_eq!((rows.values.len(), rows.values[0], rows.stride), (12, 12., 8));
         let plain = View::contiguous(&data, [1, 2, 3, 4]).unwrap().head(0, 1);
         assert_eq!(plain.rows(2..3, &mut []).values, [20., 21., 22., 23.]);
     }

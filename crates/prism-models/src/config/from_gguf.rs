@@ -24,27 +24,19 @@ impl ModelConfig {
     ) -> Result<Self, ConfigError> {
         let architecture = metadata.get_str("general.architecture")?;
         if architecture != "llama" {
-            return Err(ConfigError::UnsupportedArchitecture {
-                got: architecture.into(),
-            });
+            return Err(ConfigError::UnsupportedArchitecture { got: architecture.into() });
         }
         let experts = metadata.find_usize("llama.expert_count")?.unwrap_or(0);
         if experts > 0 {
             let (field, got) = ("llama.expert_count", experts.to_string());
-            return Err(ConfigError::Unsupported {
-                field,
-                got,
-                supported: "0",
-            });
+            return Err(ConfigError::Unsupported { field, got, supported: "0" });
         }
 
         let hidden_size = metadata.get_usize("llama.embedding_length")?;
         let q_heads = metadata.get_usize("llama.attention.head_count")?;
         let head_dim = head_dim(metadata, hidden_size, q_heads)?;
         let max_positions = metadata.get_usize("llama.context_length")?;
-        let kv_heads = metadata
-            .find_usize("llama.attention.head_count_kv")?
-            .unwrap_or(q_heads);
+        let kv_heads = metadata.find_usize("llama.attention.head_count_kv")?.unwrap_or(q_heads);
         let vocab_size = match metadata.find_usize("llama.vocab_size")? {
             Some(size) => size,
             None => metadata.get_str_array("tokenizer.ggml.tokens")?.len(),
@@ -60,11 +52,7 @@ impl ModelConfig {
             rms_eps: metadata.get_f64("llama.attention.layer_norm_rms_epsilon")?,
             rope: Rope {
                 scaling: rope_scaling(metadata, max_positions)?,
-                ..Rope::new(
-                    metadata
-                        .find_f64("llama.rope.freq_base")?
-                        .unwrap_or(10_000.0),
-                )
+                ..Rope::new(metadata.find_f64("llama.rope.freq_base")?.unwrap_or(10_000.0))
             },
             tie_embeddings: !has_tensor("output.weight"),
             max_positions,
@@ -90,20 +78,14 @@ fn head_dim(metadata: &Metadata, hidden_size: usize, q_heads: usize) -> Result<u
         if let Some(got) = metadata.find_usize(field)?
             && got != head_dim
         {
-            return Err(out_of_range(
-                field,
-                format!("the head dimension, {head_dim}"),
-                got,
-            ));
+            return Err(out_of_range(field, format!("the head dimension, {head_dim}"), got));
         }
     }
     Ok(head_dim)
 }
 
 fn rope_scaling(metadata: &Metadata, max_positions: usize) -> Result<RopeScaling, ConfigError> {
-    let kind = metadata
-        .find_str("llama.rope.scaling.type")?
-        .unwrap_or("none");
+    let kind = metadata.find_str("llama.rope.scaling.type")?.unwrap_or("none");
     let factor = || {
         let field = "llama.rope.scaling.factor";
         stretch_factor(field, metadata.get_f64(field)?)

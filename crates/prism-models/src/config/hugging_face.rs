@@ -70,9 +70,7 @@ impl ModelConfig {
 
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ConfigError> {
     let Some(Value::Array(architectures)) = fields.find("architectures") else {
-        return Err(ConfigError::Missing {
-            field: "architectures",
-        });
+        return Err(ConfigError::Missing { field: "architectures" });
     };
     if !matches!(&architectures[..], [Value::String(name)] if name == "LlamaForCausalLM") {
         let names = architectures.iter().map(|name| match name {
@@ -98,11 +96,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ConfigError> {
 }
 
 fn unsupported(field: &'static str, got: impl ToString, supported: &'static str) -> ConfigError {
-    ConfigError::Unsupported {
-        field,
-        got: got.to_string(),
-        supported,
-    }
+    ConfigError::Unsupported { field, got: got.to_string(), supported }
 }
 
 /// Reads both styles: `rope_parameters` with everything in it, or `rope_theta` beside an optional
@@ -126,10 +120,7 @@ fn rope(fields: &Fields<'_>, max_positions: usize) -> Result<Rope, ConfigError> 
         }
     }
     let scaling = rope_scaling(&parameters, max_positions)?;
-    Ok(Rope {
-        scaling,
-        ..Rope::new(theta)
-    })
+    Ok(Rope { scaling, ..Rope::new(theta) })
 }
 
 fn rope_scaling(fields: &Fields<'_>, max_positions: usize) -> Result<RopeScaling, ConfigError> {
@@ -152,11 +143,9 @@ fn rope_scaling(fields: &Fields<'_>, max_positions: usize) -> Result<RopeScaling
                 factor: factor()?,
                 low_freq_factor: low,
                 high_freq_factor: high,
-                original_max_positions: fields.find_original_positions()?.ok_or(
-                    ConfigError::Missing {
-                        field: ORIGINAL_POSITIONS,
-                    },
-                )?,
+                original_max_positions: fields
+                    .find_original_positions()?
+                    .ok_or(ConfigError::Missing { field: ORIGINAL_POSITIONS })?,
             })
         }
         "yarn" => yarn(fields, factor()?, max_positions),
@@ -180,19 +169,12 @@ fn yarn(
     };
     let (beta_fast, beta_slow) = (number("beta_fast", 32.0)?, number("beta_slow", 1.0)?);
     if beta_fast <= beta_slow {
-        return Err(out_of_range(
-            "beta_fast",
-            format!("above beta_slow = {beta_slow}"),
-            beta_fast,
-        ));
+        return Err(out_of_range("beta_fast", format!("above beta_slow = {beta_slow}"), beta_fast));
     }
     let attention_factor = match fields.find_f64("attention_factor")? {
         Some(got) => Some(positive("attention_factor", got)?),
         // A pair of temperatures, one for the rotation and one to take back in the scores.
-        None => match (
-            fields.find_f64("mscale")?,
-            fields.find_f64("mscale_all_dim")?,
-        ) {
+        None => match (fields.find_f64("mscale")?, fields.find_f64("mscale_all_dim")?) {
             (Some(own), Some(all)) if own != 0.0 && all != 0.0 => {
                 let temperature = |scale: f64| 0.1 * scale * factor.ln() + 1.0;
                 Some(positive("mscale", temperature(own) / temperature(all))?)
@@ -224,10 +206,7 @@ impl<'a> Fields<'a> {
         let Value::Number(number) = value else {
             return Err(wrong_type(field, "a number"));
         };
-        match number
-            .as_u64()
-            .and_then(|number| usize::try_from(number).ok())
-        {
+        match number.as_u64().and_then(|number| usize::try_from(number).ok()) {
             Some(size) => Ok(Some(size)),
             // Negative, fractional, or beyond 64 bits.
             None => Err(out_of_range(field, "a non-negative 64-bit integer", number)),
@@ -235,18 +214,14 @@ impl<'a> Fields<'a> {
     }
 
     fn usize(&self, field: &'static str) -> Result<usize, ConfigError> {
-        self.find_usize(field)?
-            .ok_or(ConfigError::Missing { field })
+        self.find_usize(field)?.ok_or(ConfigError::Missing { field })
     }
 
     fn find_f64(&self, field: &str) -> Result<Option<f64>, ConfigError> {
         let Some(value) = self.find(field) else {
             return Ok(None);
         };
-        value
-            .as_f64()
-            .map(Some)
-            .ok_or_else(|| wrong_type(field, "a number"))
+        value.as_f64().map(Some).ok_or_else(|| wrong_type(field, "a number"))
     }
 
     fn f64(&self, field: &'static str) -> Result<f64, ConfigError> {
@@ -257,30 +232,21 @@ impl<'a> Fields<'a> {
         let Some(value) = self.find(field) else {
             return Ok(None);
         };
-        value
-            .as_bool()
-            .map(Some)
-            .ok_or_else(|| wrong_type(field, "a boolean"))
+        value.as_bool().map(Some).ok_or_else(|| wrong_type(field, "a boolean"))
     }
 
     fn find_str(&self, field: &str) -> Result<Option<&'a str>, ConfigError> {
         let Some(value) = self.find(field) else {
             return Ok(None);
         };
-        value
-            .as_str()
-            .map(Some)
-            .ok_or_else(|| wrong_type(field, "a string"))
+        value.as_str().map(Some).ok_or_else(|| wrong_type(field, "a string"))
     }
 
     fn find_object(&self, field: &str) -> Result<Option<&'a Map<String, Value>>, ConfigError> {
         let Some(value) = self.find(field) else {
             return Ok(None);
         };
-        value
-            .as_object()
-            .map(Some)
-            .ok_or_else(|| wrong_type(field, "an object"))
+        value.as_object().map(Some).ok_or_else(|| wrong_type(field, "an object"))
     }
 
     fn find_original_positions(&self) -> Result<Option<usize>, ConfigError> {
@@ -310,10 +276,7 @@ impl<'a> Fields<'a> {
 }
 
 fn wrong_type(field: &str, expected: &'static str) -> ConfigError {
-    ConfigError::WrongType {
-        field: field.into(),
-        expected,
-    }
+    ConfigError::WrongType { field: field.into(), expected }
 }
 
 #[cfg(test)]
@@ -378,15 +341,9 @@ mod tests {
     #[test]
     fn does_the_generation_config_add_end_ids() {
         let config = parse(json!({ "eos_token_id": 2 })).unwrap();
-        let config = config
-            .with_generation_config(br#"{"eos_token_id": [2, 9]}"#)
-            .unwrap();
+        let config = config.with_generation_config(br#"{"eos_token_id": [2, 9]}"#).unwrap();
         assert_eq!(config.eos_ids, [2, 9]);
-        assert!(
-            config
-                .with_generation_config(br#"{"eos_token_id": 100}"#)
-                .is_err()
-        );
+        assert!(config.with_generation_config(br#"{"eos_token_id": 100}"#).is_err());
     }
 
     #[test]

@@ -111,14 +111,8 @@ mod tests {
     #[test]
     fn do_the_float_types_decode() {
         assert_eq!(decode(GgmlType::F32, &(-1.25f32).to_le_bytes()), [-1.25]);
-        assert_eq!(
-            decode(GgmlType::F16, &[0x00, 0x3c, 0x00, 0xc0]),
-            [1.0, -2.0]
-        );
-        assert_eq!(
-            decode(GgmlType::BF16, &[0x80, 0x3f, 0x20, 0xc1]),
-            [1.0, -10.0]
-        );
+        assert_eq!(decode(GgmlType::F16, &[0x00, 0x3c, 0x00, 0xc0]), [1.0, -2.0]);
+        assert_eq!(decode(GgmlType::BF16, &[0x80, 0x3f, 0x20, 0xc1]), [1.0, -10.0]);
     }
 
     #[test]
@@ -148,11 +142,7 @@ mod tests {
     fn do_the_five_bit_types_take_bit_i_for_weight_i() {
         let high = 0x8001_0003u32;
         let fifth = |i: usize| {
-            if [0, 1, 16, 31].contains(&i) {
-                16.0
-            } else {
-                0.0
-            }
+            if [0, 1, 16, 31].contains(&i) { 16.0 } else { 0.0 }
         };
         let mut plain = f16::from_f32(1.0).to_le_bytes().to_vec();
         let mut shifted = plain.clone();
@@ -161,10 +151,7 @@ mod tests {
             block.extend(high.to_le_bytes());
             block.extend(counting());
         }
-        let (q5_0, q5_1) = (
-            decode(GgmlType::Q5_0, &plain),
-            decode(GgmlType::Q5_1, &shifted),
-        );
+        let (q5_0, q5_1) = (decode(GgmlType::Q5_0, &plain), decode(GgmlType::Q5_1, &shifted));
         for i in 0..32 {
             let nibble = if i < 16 { i as f32 } else { 31.0 - i as f32 };
             assert_eq!(q5_0[i], nibble + fifth(i) - 16.0);
@@ -185,9 +172,7 @@ mod tests {
     #[test]
     fn do_several_tasks_agree_with_one() {
         let weights = TASK_WEIGHTS + 64;
-        let bytes = (0..weights * 2)
-            .map(|i| (i % 251) as u8 & 0x3f)
-            .collect::<Vec<_>>();
+        let bytes = (0..weights * 2).map(|i| (i % 251) as u8 & 0x3f).collect::<Vec<_>>();
         let mut whole = vec![0.0; weights];
         blocks(GgmlType::F16, &bytes, &mut whole);
         assert_eq!(decode(GgmlType::F16, &bytes), whole);

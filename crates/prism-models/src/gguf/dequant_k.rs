@@ -16,10 +16,7 @@ fn scale_and_minimum(packed: &[u8], index: usize) -> (f32, f32) {
         (packed[index] & 63, packed[index + 4] & 63)
     } else {
         let low = packed[index + 4];
-        (
-            low & 0xf | packed[index - 4] >> 6 << 4,
-            low >> 4 | packed[index] >> 6 << 4,
-        )
+        (low & 0xf | packed[index - 4] >> 6 << 4, low >> 4 | packed[index] >> 6 << 4)
     };
     (scale.into(), minimum.into())
 }
@@ -35,10 +32,8 @@ fn sub_blocks(
     let (scale, minimum) = (half(block, 0), half(block, 2));
     let scales = &block[4..16];
     // 32 bytes carry two sub-blocks: one in the low nibbles, the next in the high ones.
-    for (pair, (bytes, values)) in packed
-        .chunks_exact(32)
-        .zip(values.chunks_exact_mut(64))
-        .enumerate()
+    for (pair, (bytes, values)) in
+        packed.chunks_exact(32).zip(values.chunks_exact_mut(64)).enumerate()
     {
         for high in 0..2 {
             let (sub_scale, sub_minimum) = scale_and_minimum(scales, 2 * pair + high);
@@ -117,10 +112,7 @@ mod tests {
     fn do_all_eight_scales_and_minimums_unpack() {
         let packed = packed_scales();
         for i in 0..8 {
-            assert_eq!(
-                scale_and_minimum(&packed, i),
-                (SCALES[i].into(), MINIMUMS[i].into())
-            );
+            assert_eq!(scale_and_minimum(&packed, i), (SCALES[i].into(), MINIMUMS[i].into()));
         }
     }
 
@@ -175,10 +167,7 @@ mod tests {
         let mut values = [0.0; 256];
         q6_k(&block, &mut values);
         for (i, value) in values.into_iter().enumerate() {
-            assert_eq!(
-                value,
-                0.25 * f32::from(scales[i / 16]) * f32::from(weights[i])
-            );
+            assert_eq!(value, 0.25 * f32::from(scales[i / 16]) * f32::from(weights[i]));
         }
     }
 }

@@ -118,10 +118,7 @@ pub enum GgufError {
         dimensions: Vec<u64>,
     },
     /// A tensor is stored in a type that cannot be decoded here.
-    #[error(
-        "tensor `{name}` has type {got}; supported: {}",
-        super::GgmlType::SUPPORTED
-    )]
+    #[error("tensor `{name}` has type {got}; supported: {}", super::GgmlType::SUPPORTED)]
     UnsupportedType {
         /// Tensor.
         name: String,

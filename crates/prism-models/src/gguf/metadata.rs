@@ -47,9 +47,7 @@ enum ValueType {
 impl ValueType {
     const ALL: [ValueType; 13] = {
         use ValueType::*;
-        [
-            U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64,
-        ]
+        [U8, I8, U16, I16, U32, I32, F32, Bool, Str, Array, U64, I64, F64]
     };
 
     /// Bytes of the smallest value of the type.
@@ -140,68 +138,33 @@ macro_rules! getters {
         ///
         /// The key is missing, or its value has another type or range.
         pub fn $get(&self, key: &str) -> Result<$type, MetadataError> {
-            self.$find(key)?
-                .ok_or_else(|| MetadataError::Missing { key: key.into() })
+            self.$find(key)?.ok_or_else(|| MetadataError::Missing { key: key.into() })
         }
     };
 }
 
 impl Metadata {
-    getters!(
-        find_u32,
-        get_u32,
-        u32,
-        "a 32-bit unsigned integer",
-        Value::int
-    );
-    getters!(
-        find_u64,
-        get_u64,
-        u64,
-        "a 64-bit unsigned integer",
-        Value::int
-    );
+    getters!(find_u32, get_u32, u32, "a 32-bit unsigned integer", Value::int);
+    getters!(find_u64, get_u64, u64, "a 64-bit unsigned integer", Value::int);
     getters!(find_usize, get_usize, usize, "a size", Value::int);
     getters!(find_f64, get_f64, f64, "a number", Value::float);
-    getters!(find_f32, get_f32, f32, "a number", |value| value
-        .float()
-        .map(|value| value as f32));
-    getters!(
-        find_bool,
-        get_bool,
-        bool,
-        "a boolean",
-        |value| match value {
+    getters!(find_f32, get_f32, f32, "a number", |value| value.float().map(|value| value as f32));
+    getters!(find_bool, get_bool, bool, "a boolean", |value| match value {
+        Value::Bool(value) => Some(*value),
+        _ => None,
+    });
+    getters!(find_i32_array, get_i32_array, Vec<i32>, "an array of 32-bit integers", |value| {
+        value.elements(Value::int)
+    });
+    getters!(find_f32_array, get_f32_array, Vec<f32>, "an array of numbers", |value| {
+        value.elements(|value| value.float().map(|value| value as f32))
+    });
+    getters!(find_bool_array, get_bool_array, Vec<bool>, "an array of booleans", |value| {
+        value.elements(|value| match value {
             Value::Bool(value) => Some(*value),
             _ => None,
-        }
-    );
-    getters!(
-        find_i32_array,
-        get_i32_array,
-        Vec<i32>,
-        "an array of 32-bit integers",
-        |value| { value.elements(Value::int) }
-    );
-    getters!(
-        find_f32_array,
-        get_f32_array,
-        Vec<f32>,
-        "an array of numbers",
-        |value| { value.elements(|value| value.float().map(|value| value as f32)) }
-    );
-    getters!(
-        find_bool_array,
-        get_bool_array,
-        Vec<bool>,
-        "an array of booleans",
-        |value| {
-            value.elements(|value| match value {
-                Value::Bool(value) => Some(*value),
-                _ => None,
-            })
-        }
-    );
+        })
+    });
 
     /// The value of `key` as a string, or `None` without such a key.
     ///
@@ -221,8 +184,7 @@ impl Metadata {
     ///
     /// The key is missing, or its value has another type.
     pub fn get_str(&self, key: &str) -> Result<&str, MetadataError> {
-        self.find_str(key)?
-            .ok_or_else(|| MetadataError::Missing { key: key.into() })
+        self.find_str(key)?.ok_or_else(|| MetadataError::Missing { key: key.into() })
     }
 
     /// The value of `key` as an array of strings, or `None` without such a key.
@@ -243,8 +205,7 @@ impl Metadata {
     ///
     /// The key is missing, or its value has another type.
     pub fn get_str_array(&self, key: &str) -> Result<&[String], MetadataError> {
-        self.find_str_array(key)?
-            .ok_or_else(|| MetadataError::Missing { key: key.into() })
+        self.find_str_array(key)?.ok_or_else(|| MetadataError::Missing { key: key.into() })
     }
 
     /// The keys, sorted.
@@ -265,11 +226,7 @@ impl Metadata {
             Some(value) => Ok(Some(value)),
             None => {
                 let got = value.describe();
-                Err(MetadataError::WrongType {
-                    key: key.into(),
-                    expected,
-                    got,
-                })
+                Err(MetadataError::WrongType { key: key.into(), expected, got })
             }
         }
     }
@@ -291,13 +248,8 @@ impl Metadata {
 
 fn read_type(reader: &mut Reader<'_>, key: &str) -> Result<ValueType, GgufError> {
     let got = reader.u32("metadata value type")?;
-    let known = usize::try_from(got)
-        .ok()
-        .and_then(|index| ValueType::ALL.get(index));
-    known.copied().ok_or_else(|| GgufError::UnknownValueType {
-        key: key.into(),
-        got,
-    })
+    let known = usize::try_from(got).ok().and_then(|index| ValueType::ALL.get(index));
+    known.copied().ok_or_else(|| GgufError::UnknownValueType { key: key.into(), got })
 }
 
 fn read_value(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
@@ -309,10 +261,7 @@ fn read_value(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
             let offset = reader.position();
             let bytes = reader.take(kind.smallest(), WHAT)?;
             // Only a boolean can fail to decode.
-            number(kind, bytes).ok_or(GgufError::BadBool {
-                offset,
-                got: bytes[0],
-            })
+            number(kind, bytes).ok_or(GgufError::BadBool { offset, got: bytes[0] })
         }
     }
 }
@@ -334,10 +283,7 @@ fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
     if kind == ValueType::Bool
         && let Some(index) = bytes.iter().position(|&byte| byte > 1)
     {
-        return Err(GgufError::BadBool {
-            offset: start + index,
-            got: bytes[index],
-        });
+        return Err(GgufError::BadBool { offset: start + index, got: bytes[index] });
     }
     Ok(Value::Numbers(kind, bytes.to_vec()))
 }
@@ -414,15 +360,9 @@ mod tests {
             error.to_string(),
             "metadata `x` is the integer -1, not a 32-bit unsigned integer"
         );
-        assert!(matches!(
-            metadata.get_str("x"),
-            Err(MetadataError::WrongType { .. })
-        ));
+        assert!(matches!(metadata.get_str("x"), Err(MetadataError::WrongType { .. })));
         assert_eq!(metadata.find_str("y"), Ok(None));
-        assert_eq!(
-            metadata.get_str("y"),
-            Err(MetadataError::Missing { key: "y".into() })
-        );
+        assert_eq!(metadata.get_str("y"), Err(MetadataError::Missing { key: "y".into() }));
     }
 
     #[test]

@@ -71,11 +71,7 @@ impl GgufFile {
         let path = path.as_ref().to_path_buf();
         let map = files::map(&path)?;
         match parse(&map) {
-            Ok(contents) => Ok(Self {
-                path,
-                map,
-                contents,
-            }),
+            Ok(contents) => Ok(Self { path, map, contents }),
             Err(source) => Err(LoadError::Gguf { path, source }),
         }
     }
@@ -112,10 +108,7 @@ impl GgufFile {
         let mut values = Vec::new();
         values
             .try_reserve_exact(elements)
-            .map_err(|_| LoadError::OutOfMemory {
-                name: name.into(),
-                elements,
-            })?;
+            .map_err(|_| LoadError::OutOfMemory { name: name.into(), elements })?;
         values.resize(elements, 0.0);
         dequant::dequantise(info.kind, &self.map[info.range.clone()], &mut values);
         Ok(values)
@@ -130,33 +123,21 @@ fn parse(bytes: &[u8]) -> Result<Contents, GgufError> {
     reader.check_count(tensors, MIN_TENSOR_BYTES, "tensor count")?;
     let metadata = Metadata::read(&mut reader, pairs)?;
 
-    let alignment = metadata
-        .find_u64("general.alignment")?
-        .unwrap_or(DEFAULT_ALIGNMENT);
+    let alignment = metadata.find_u64("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
-        return Err(GgufError::BadAlignment {
-            limit: MAX_ALIGNMENT,
-            got: alignment,
-        });
+        return Err(GgufError::BadAlignment { limit: MAX_ALIGNMENT, got: alignment });
     }
     reader.check_count(tensors, MIN_TENSOR_BYTES, "tensor count")?;
-    let entries = (0..tensors)
-        .map(|_| Entry::read(&mut reader))
-        .collect::<Result<Vec<_>, _>>()?;
+    let entries = (0..tensors).map(|_| Entry::read(&mut reader)).collect::<Result<Vec<_>, _>>()?;
     // The data of a file without tensors may be missing, and its padding too.
-    let start = reader
-        .position()
-        .next_multiple_of(alignment as usize)
-        .min(bytes.len());
+    let start = reader.position().next_multiple_of(alignment as usize).min(bytes.len());
     let tensors = place(entries, start..bytes.len(), alignment as usize)?;
     Ok(Contents { metadata, tensors })
 }
 
 fn check_magic(bytes: &[u8], reader: &mut Reader<'_>) -> Result<(), GgufError> {
     if !bytes.starts_with(b"GGUF") {
-        return Err(GgufError::BadMagic {
-            got: bytes[..bytes.len().min(4)].to_vec(),
-        });
+        return Err(GgufError::BadMagic { got: bytes[..bytes.len().min(4)].to_vec() });
     }
     reader.take(4, "magic")?;
     match reader.u32("version")? {
@@ -180,15 +161,10 @@ impl Entry {
         let name = reader.string("tensor name")?.to_owned();
         let rank = reader.u32("tensor rank")?;
         if !(1..=MAX_RANK).contains(&rank) {
-            return Err(GgufError::BadRank {
-                name,
-                limit: MAX_RANK,
-                got: rank,
-            });
+            return Err(GgufError::BadRank { name, limit: MAX_RANK, got: rank });
         }
-        let dimensions = (0..rank)
-            .map(|_| reader.u64("tensor dimension"))
-            .collect::<Result<Vec<_>, _>>()?;
+        let dimensions =
+            (0..rank).map(|_| reader.u64("tensor dimension")).collect::<Result<Vec<_>, _>>()?;
         let kind = GgmlType::from_id(reader.u32("tensor type")?);
         let offset = reader.u64("tensor offset")?;
         let kind = match kind {
@@ -203,20 +179,10 @@ impl Entry {
         };
         let (block, row) = (kind.block_weights(), shape[0]);
         if row % block != 0 {
-            return Err(GgufError::PartialBlock {
-                name,
-                block,
-                got: row,
-            });
+            return Err(GgufError::PartialBlock { name, block, got: row });
         }
         shape.reverse();
-        Ok(Self {
-            name,
-            shape,
-            kind,
-            offset,
-            bytes,
-        })
+        Ok(Self { name, shape, kind, offset, bytes })
     }
 }
 
@@ -226,17 +192,10 @@ fn sizes(dimensions: &[u64], kind: GgmlType) -> Option<(Vec<usize>, usize)> {
         .iter()
         .map(|&dimension| usize::try_from(dimension).ok())
         .collect::<Option<Vec<_>>>()?;
-    let elements = sizes
-        .iter()
-        .try_fold(1usize, |product, &size| product.checked_mul(size))?;
+    let elements = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size))?;
     // The decoded values must be addressable too.
-    elements
-        .checked_mul(size_of::<f32>())
-        .filter(|&bytes| isize::try_from(bytes).is_ok())?;
-    Some((
-        sizes,
-        (elements / kind.block_weights()).checked_mul(kind.block_bytes())?,
-    ))
+    elements.checked_mul(size_of::<f32>()).filter(|&bytes| isize::try_from(bytes).is_ok())?;
+    Some((sizes, (elements / kind.block_weights()).checked_mul(kind.block_bytes())?))
 }
 
 /// Places the entries in the data section, and refuses those that do not fit into it.
@@ -248,32 +207,14 @@ fn place(
     entries.sort_by_key(|entry| entry.offset);
     let mut tensors = BTreeMap::new();
     let mut previous: Option<(String, usize)> = None;
-    for Entry {
-        name,
-        shape,
-        kind,
-        offset,
-        bytes,
-    } in entries
-    {
+    for Entry { name, shape, kind, offset, bytes } in entries {
         if offset % alignment as u64 != 0 {
-            return Err(GgufError::UnalignedOffset {
-                name,
-                alignment,
-                got: offset,
-            });
+            return Err(GgufError::UnalignedOffset { name, alignment, got: offset });
         }
-        let start = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| data.start.checked_add(offset));
+        let start = usize::try_from(offset).ok().and_then(|offset| data.start.checked_add(offset));
         let range = start.and_then(|start| Some(start..start.checked_add(bytes)?));
         let Some(range) = range.filter(|range| range.end <= data.end) else {
-            return Err(GgufError::PastEnd {
-                name,
-                offset,
-                bytes,
-                limit: data.len(),
-            });
+            return Err(GgufError::PastEnd { name, offset, bytes, limit: data.len() });
         };
         if tensors.contains_key(&name) {
             return Err(GgufError::DuplicateTensor { name });
@@ -281,10 +222,7 @@ fn place(
         if let Some((first, end)) = previous
             && range.start < end
         {
-            return Err(GgufError::Overlap {
-                first,
-                second: name,
-            });
+            return Err(GgufError::Overlap { first, second: name });
         }
         previous = Some((name.clone(), range.end));
         tensors.insert(name, TensorInfo { shape, kind, range });

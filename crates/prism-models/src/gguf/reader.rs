@@ -31,12 +31,7 @@ impl<'a> Reader<'a> {
             }
             _ => {
                 let offset = self.position;
-                Err(GgufError::Truncated {
-                    what,
-                    offset,
-                    needed: length,
-                    available,
-                })
+                Err(GgufError::Truncated { what, offset, needed: length, available })
             }
         }
     }

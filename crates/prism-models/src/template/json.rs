@@ -15,11 +15,7 @@ pub(super) fn tojson(state: &State, value: &Value, options: Kwargs) -> Result<St
     // Non-ASCII characters are never escaped; a template that says so changes nothing.
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
-    let mut writer = Writer {
-        state,
-        indent,
-        json: String::new(),
-    };
+    let mut writer = Writer { state, indent, json: String::new() };
     writer.value(value, 0)?;
     Ok(writer.json)
 }
@@ -35,9 +31,7 @@ impl Writer<'_> {
         self.state.consume_fuel(1)?;
         match value.kind() {
             ValueKind::Undefined | ValueKind::None => self.json.push_str("null"),
-            ValueKind::Bool => self
-                .json
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.json.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.json.push_str(&value.to_string()),
             ValueKind::String => self.string(value.as_str().unwrap_or_default())?,
             ValueKind::Seq | ValueKind::Iterable => {
@@ -74,9 +68,7 @@ impl Writer<'_> {
         item: impl Fn(&mut Self, Value) -> Result<(), Error>,
     ) -> Result<(), Error> {
         if depth == MAX_DEPTH {
-            return Err(invalid(format!(
-                "tojson is limited to a depth of {MAX_DEPTH}"
-            )));
+            return Err(invalid(format!("tojson is limited to a depth of {MAX_DEPTH}")));
         }
         self.json.push(open);
         let mut empty = true;
@@ -100,8 +92,7 @@ impl Writer<'_> {
             // A width of megabytes is no use to anybody.
             Some(width) => {
                 self.json.push('\n');
-                self.json
-                    .extend(std::iter::repeat_n(' ', width.min(16) * depth));
+                self.json.extend(std::iter::repeat_n(' ', width.min(16) * depth));
             }
             None if comma => self.json.push(' '),
             None => {}

@@ -42,26 +42,16 @@ struct Rules {
 
 impl Rules {
     fn named(name: &str) -> Result<Self, TokenizerError> {
-        let plain = |words| Self {
-            words,
-            nfc: false,
-            ignore_merges: false,
-            add_bos: false,
-        };
+        let plain = |words| Self { words, nfc: false, ignore_merges: false, add_bos: false };
         Ok(match name {
             "gpt-2" => plain(byte_level(true)),
             "smollm" => {
                 plain(Sequence::new(vec![Digits::new(true).into(), byte_level(true)]).into())
             }
-            "llama-bpe" => Self {
-                ignore_merges: true,
-                add_bos: true,
-                ..plain(split(LLAMA3_WORDS)?)
-            },
-            "qwen2" => Self {
-                nfc: true,
-                ..plain(split(QWEN2_WORDS)?)
-            },
+            "llama-bpe" => {
+                Self { ignore_merges: true, add_bos: true, ..plain(split(LLAMA3_WORDS)?) }
+            }
+            "qwen2" => Self { nfc: true, ..plain(split(QWEN2_WORDS)?) },
             got => return Err(TokenizerError::UnsupportedPreTokenizer { got: got.into() }),
         })
     }
@@ -119,9 +109,7 @@ impl Tokenizer {
         special_id(metadata, "tokenizer.ggml.eos_token_id", tokens.len())?;
         let types = metadata.find_i32_array("tokenizer.ggml.token_type")?;
         let added = added_tokens(tokens, types.as_deref())?;
-        let add_bos = metadata
-            .find_bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(rules.add_bos);
+        let add_bos = metadata.find_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(rules.add_bos);
 
         let inner = guarded(|| {
             let bpe = BPE::builder().vocab_and_merges(vocab, merges);
@@ -139,13 +127,9 @@ impl Tokenizer {
 fn vocab(tokens: &[String]) -> Result<Vocab, TokenizerError> {
     let mut vocab = Vocab::default();
     for (id, token) in tokens.iter().enumerate() {
-        let id = u32::try_from(id)
-            .ok()
-            .filter(|&id| (id as usize) < MAX_VOCAB);
-        let id = id.ok_or(TokenizerError::IdTooLarge {
-            limit: MAX_VOCAB - 1,
-            got: MAX_VOCAB as u32,
-        })?;
+        let id = u32::try_from(id).ok().filter(|&id| (id as usize) < MAX_VOCAB);
+        let id =
+            id.ok_or(TokenizerError::IdTooLarge { limit: MAX_VOCAB - 1, got: MAX_VOCAB as u32 })?;
         if vocab.insert(token.clone(), id).is_some() {
             return Err(TokenizerError::DuplicateToken { got: token.clone() });
         }
@@ -161,15 +145,10 @@ fn merges(merges: &[String], tokens: &[String]) -> Result<Merges, TokenizerError
             .split_once(' ')
             .filter(|(left, right)| {
                 let joined = [*left, *right].concat();
-                [*left, *right, &joined]
-                    .iter()
-                    .all(|token| tokens.contains(token))
+                [*left, *right, &joined].iter().all(|token| tokens.contains(token))
             })
             .map(|(left, right)| (left.to_owned(), right.to_owned()))
-            .ok_or_else(|| TokenizerError::BadMerge {
-                index,
-                got: merge.clone(),
-            })
+            .ok_or_else(|| TokenizerError::BadMerge { index, got: merge.clone() })
     };
     merges.iter().enumerate().map(pair).collect()
 }
@@ -181,19 +160,13 @@ fn added_tokens(
 ) -> Result<Vec<AddedToken>, TokenizerError> {
     let types = types.unwrap_or_default();
     if !types.is_empty() && types.len() != tokens.len() {
-        return Err(TokenizerError::TokenTypes {
-            expected: tokens.len(),
-            got: types.len(),
-        });
+        return Err(TokenizerError::TokenTypes { expected: tokens.len(), got: types.len() });
     }
-    let added = tokens
-        .iter()
-        .zip(types)
-        .filter_map(|(token, &kind)| match kind {
-            CONTROL => Some(AddedToken::from(token.as_str(), true)),
-            USER_DEFINED => Some(AddedToken::from(token.as_str(), false).normalized(false)),
-            _ => None,
-        });
+    let added = tokens.iter().zip(types).filter_map(|(token, &kind)| match kind {
+        CONTROL => Some(AddedToken::from(token.as_str(), true)),
+        USER_DEFINED => Some(AddedToken::from(token.as_str(), false).normalized(false)),
+        _ => None,
+    });
     Ok(added.collect())
 }
 
@@ -228,31 +201,19 @@ pub(super) mod tests {
     pub(crate) fn byte_tokenizer() -> Tokenizer {
         let mut tokens = byte_tokens();
         tokens.push("<|end|>".into());
-        let bpe = BPE::builder()
-            .vocab_and_merges(vocab(&tokens).unwrap(), vec![])
-            .build()
-            .unwrap();
+        let bpe = BPE::builder().vocab_and_merges(vocab(&tokens).unwrap(), vec![]).build().unwrap();
         let mut inner = tokenizers::Tokenizer::new(bpe);
         inner.with_pre_tokenizer(Some(byte_level(true)));
-        inner
-            .add_tokens([AddedToken::from("<|end|>", true)])
-            .unwrap();
+        inner.add_tokens([AddedToken::from("<|end|>", true)]).unwrap();
         Tokenizer::new(inner, Alphabet::ByteLevel, None).unwrap()
     }
 
     fn words(rules: &str, text: &str) -> Vec<String> {
         use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
         let mut string = PreTokenizedString::from(text);
-        Rules::named(rules)
-            .unwrap()
-            .words
-            .pre_tokenize(&mut string)
-            .unwrap();
+        Rules::named(rules).unwrap().words.pre_tokenize(&mut string).unwrap();
         let splits = string.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        splits
-            .into_iter()
-            .map(|(word, _, _)| word.to_owned())
-            .collect()
+        splits.into_iter().map(|(word, _, _)| word.to_owned()).collect()
     }
 
     #[test]
@@ -263,10 +224,7 @@ pub(super) mod tests {
         assert_eq!(words("qwen2", "a 1234"), ["a", "Ġ", "1", "2", "3", "4"]);
         assert_eq!(words("llama-bpe", "Don'T\n\n x"), ["Don", "'T", "ĊĊ", "Ġx"]);
         let error = Rules::named("viking").err().unwrap();
-        assert!(matches!(
-            error,
-            TokenizerError::UnsupportedPreTokenizer { .. }
-        ));
+        assert!(matches!(error, TokenizerError::UnsupportedPreTokenizer { .. }));
     }
 
     #[test]
@@ -274,16 +232,10 @@ pub(super) mod tests {
         let tokenizer = byte_tokenizer();
         for text in ["", "\0", "a\0b\u{fffd}", "\u{fffd}", "e\u{301} \u{10ffff}"] {
             let ids = tokenizer.encode(text, true).unwrap();
-            assert_eq!(
-                ids.iter().map(|&id| id as u8).collect::<Vec<_>>(),
-                text.as_bytes()
-            );
+            assert_eq!(ids.iter().map(|&id| id as u8).collect::<Vec<_>>(), text.as_bytes());
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
         }
-        assert_eq!(
-            tokenizer.encode("a<|end|>", false).unwrap(),
-            [u32::from(b'a'), 256]
-        );
+        assert_eq!(tokenizer.encode("a<|end|>", false).unwrap(), [u32::from(b'a'), 256]);
         assert!(tokenizer.is_special(256) && !tokenizer.is_special(0));
     }
 
@@ -291,10 +243,7 @@ pub(super) mod tests {
     fn are_bad_merges_and_tokens_refused() {
         let strings = |texts: &[&str]| texts.iter().map(|&text| text.into()).collect::<Vec<_>>();
         let tokens = strings(&["a", "b", "ab"]);
-        assert_eq!(
-            merges(&strings(&["a b"]), &tokens).unwrap(),
-            [("a".into(), "b".into())]
-        );
+        assert_eq!(merges(&strings(&["a b"]), &tokens).unwrap(), [("a".into(), "b".into())]);
         for bad in ["ab", "b a", "a c", "a b b"] {
             let error = merges(&strings(&["a b", bad]), &tokens).unwrap_err();
             assert!(matches!(error, TokenizerError::BadMerge { index: 1, .. }));
@@ -302,12 +251,6 @@ pub(super) mod tests {
         let error = vocab(&strings(&["a", "a"])).unwrap_err();
         assert!(matches!(error, TokenizerError::DuplicateToken { .. }));
         let error = added_tokens(&tokens, Some(&[1])).unwrap_err();
-        assert!(matches!(
-            error,
-            TokenizerError::TokenTypes {
-                expected: 3,
-                got: 1
-            }
-        ));
+        assert!(matches!(error, TokenizerError::TokenTypes { expected: 3, got: 1 }));
     }
 }

@@ -30,17 +30,9 @@ struct Model {
 /// Refuses what the `tokenizers` crate cannot be trusted with, and finds the alphabet of tokens.
 pub(super) fn check(json: &[u8]) -> Result<Alphabet, TokenizerError> {
     let outline: Outline = serde_json::from_slice(json)?;
-    let model = outline
-        .model
-        .ok_or(TokenizerError::MissingField { field: "model" })?;
-    model.vocab.ok_or(TokenizerError::MissingField {
-        field: "model.vocab",
-    })?;
-    for part in [
-        &outline.normalizer,
-        &outline.pre_tokenizer,
-        &outline.decoder,
-    ] {
+    let model = outline.model.ok_or(TokenizerError::MissingField { field: "model" })?;
+    model.vocab.ok_or(TokenizerError::MissingField { field: "model.vocab" })?;
+    for part in [&outline.normalizer, &outline.pre_tokenizer, &outline.decoder] {
         check_regexes(part)?;
     }
     alphabet(&outline.decoder)
@@ -52,10 +44,7 @@ fn check_regexes(part: &Value) -> Result<(), TokenizerError> {
         Value::Array(parts) => parts.iter().try_for_each(check_regexes),
         Value::Object(parts) => parts.iter().try_for_each(|(name, part)| match part {
             Value::String(regex) if name == "Regex" && regex.len() > MAX_REGEX_BYTES => {
-                Err(TokenizerError::RegexTooLong {
-                    limit: MAX_REGEX_BYTES,
-                    got: regex.len(),
-                })
+                Err(TokenizerError::RegexTooLong { limit: MAX_REGEX_BYTES, got: regex.len() })
             }
             part => check_regexes(part),
         }),
@@ -65,9 +54,7 @@ fn check_regexes(part: &Value) -> Result<(), TokenizerError> {
 
 fn alphabet(decoder: &Value) -> Result<Alphabet, TokenizerError> {
     let steps = match decoder["type"].as_str() {
-        Some("Sequence") => decoder["decoders"]
-            .as_array()
-            .map_or(&[][..], Vec::as_slice),
+        Some("Sequence") => decoder["decoders"].as_array().map_or(&[][..], Vec::as_slice),
         _ => std::slice::from_ref(decoder),
     };
     let replace = json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " });
@@ -79,12 +66,8 @@ fn alphabet(decoder: &Value) -> Result<Alphabet, TokenizerError> {
             if *first == replace && kind(bytes, "ByteFallback") && kind(fuse, "Fuse") =>
         {
             match rest {
-                [] => Ok(Alphabet::SentencePiece {
-                    strip_first_space: false,
-                }),
-                [last] if *last == strip => Ok(Alphabet::SentencePiece {
-                    strip_first_space: true,
-                }),
+                [] => Ok(Alphabet::SentencePiece { strip_first_space: false }),
+                [last] if *last == strip => Ok(Alphabet::SentencePiece { strip_first_space: true }),
                 _ => Err(unsupported(steps)),
             }
         }
@@ -93,12 +76,8 @@ fn alphabet(decoder: &Value) -> Result<Alphabet, TokenizerError> {
 }
 
 fn unsupported(steps: &[Value]) -> TokenizerError {
-    let names = steps
-        .iter()
-        .map(|step| step["type"].as_str().unwrap_or("none"));
-    TokenizerError::UnsupportedDecoder {
-        got: names.collect::<Vec<_>>().join(", "),
-    }
+    let names = steps.iter().map(|step| step["type"].as_str().unwrap_or("none"));
+    TokenizerError::UnsupportedDecoder { got: names.collect::<Vec<_>>().join(", ") }
 }
 
 #[cfg(test)]
@@ -107,19 +86,14 @@ mod tests {
 
     #[test]
     fn are_the_decoders_of_the_llama_family_known() {
-        assert_eq!(
-            alphabet(&json!({ "type": "ByteLevel" })).unwrap(),
-            Alphabet::ByteLevel
-        );
+        assert_eq!(alphabet(&json!({ "type": "ByteLevel" })).unwrap(), Alphabet::ByteLevel);
         let llama2 = json!({ "type": "Sequence", "decoders": [
             { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
             { "type": "ByteFallback" },
             { "type": "Fuse" },
             { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
         ] });
-        let expected = Alphabet::SentencePiece {
-            strip_first_space: true,
-        };
+        let expected = Alphabet::SentencePiece { strip_first_space: true };
         assert_eq!(alphabet(&llama2).unwrap(), expected);
         for other in [Value::Null, json!({ "type": "WordPiece" })] {
             let error = alphabet(&other).unwrap_err();

@@ -62,12 +62,7 @@ pub struct DecodeStream<'a> {
 
 impl<'a> DecodeStream<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, skip_special_tokens: bool) -> Self {
-        Self {
-            tokenizer,
-            skip_special_tokens,
-            pending: Vec::new(),
-            at_start: true,
-        }
+        Self { tokenizer, skip_special_tokens, pending: Vec::new(), at_start: true }
     }
 
     /// Takes the next id and returns the text that it completes, possibly none.
@@ -87,12 +82,8 @@ impl<'a> DecodeStream<'a> {
         }
         let bytes = self.tokenizer.alphabet.bytes(&token);
         let strip = self.at_start
-            && self.tokenizer.alphabet
-                == Alphabet::SentencePiece {
-                    strip_first_space: true,
-                };
-        self.pending
-            .extend(bytes.strip_prefix(b" ").filter(|_| strip).unwrap_or(&bytes));
+            && self.tokenizer.alphabet == Alphabet::SentencePiece { strip_first_space: true };
+        self.pending.extend(bytes.strip_prefix(b" ").filter(|_| strip).unwrap_or(&bytes));
         self.at_start = false;
         Ok(self.take_complete())
     }
@@ -137,9 +128,7 @@ mod tests {
 
     #[test]
     fn does_every_byte_have_one_character() {
-        let mut bytes = (0..0x144)
-            .filter_map(char::from_u32)
-            .filter_map(byte_of_char);
+        let mut bytes = (0..0x144).filter_map(char::from_u32).filter_map(byte_of_char);
         let mut seen = [false; 256];
         assert!(bytes.all(|byte| !std::mem::replace(&mut seen[usize::from(byte)], true)));
         assert_eq!(seen, [true; 256]);
@@ -150,9 +139,7 @@ mod tests {
 
     #[test]
     fn do_sentencepiece_tokens_become_bytes() {
-        let alphabet = Alphabet::SentencePiece {
-            strip_first_space: true,
-        };
+        let alphabet = Alphabet::SentencePiece { strip_first_space: true };
         assert_eq!(alphabet.bytes("▁hi"), b" hi");
         assert_eq!(alphabet.bytes("<0xE2>"), [0xe2]);
         assert_eq!(alphabet.bytes("<0x+1>"), b"<0x+1>");
@@ -163,27 +150,16 @@ mod tests {
         let tokenizer = byte_tokenizer();
         let mut stream = tokenizer.stream(false);
         let pieces = "a€😀".bytes().map(|byte| stream.push(byte.into()).unwrap());
-        assert_eq!(
-            pieces.collect::<Vec<_>>(),
-            ["a", "", "", "€", "", "", "", "😀"]
-        );
+        assert_eq!(pieces.collect::<Vec<_>>(), ["a", "", "", "€", "", "", "", "😀"]);
         assert_eq!(stream.finish(), "");
     }
 
     #[test]
     fn do_broken_bytes_become_replacement_characters_without_delay() {
         let tokenizer = byte_tokenizer();
-        for bytes in [
-            &b"\xe2\x82a\xffb"[..],
-            b"\xf0\x9f",
-            b"\x80\x80",
-            b"\xe2\xe2\x82\xac",
-        ] {
+        for bytes in [&b"\xe2\x82a\xffb"[..], b"\xf0\x9f", b"\x80\x80", b"\xe2\xe2\x82\xac"] {
             let ids = bytes.iter().map(|&byte| byte.into()).collect::<Vec<u32>>();
-            assert_eq!(
-                tokenizer.decode(&ids, false).unwrap(),
-                String::from_utf8_lossy(bytes)
-            );
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), String::from_utf8_lossy(bytes));
         }
         let mut stream = tokenizer.stream(false);
         assert_eq!(stream.push(0xe2).unwrap(), "");
@@ -194,17 +170,8 @@ mod tests {
     fn are_special_tokens_skipped_on_request_only() {
         let tokenizer = byte_tokenizer();
         assert_eq!(tokenizer.decode(&[b'a'.into(), 256], true).unwrap(), "a");
-        assert_eq!(
-            tokenizer.decode(&[b'a'.into(), 256], false).unwrap(),
-            "a<|end|>"
-        );
+        assert_eq!(tokenizer.decode(&[b'a'.into(), 256], false).unwrap(), "a<|end|>");
         let error = tokenizer.decode(&[257], true).unwrap_err();
-        assert!(matches!(
-            error,
-            TokenizerError::UnknownId {
-                vocab_size: 257,
-                got: 257
-            }
-        ));
+        assert!(matches!(error, TokenizerError::UnknownId { vocab_size: 257, got: 257 }));
     }
 }

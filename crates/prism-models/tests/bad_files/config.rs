@@ -67,29 +67,18 @@ fn are_zeros_negatives_and_absurd_sizes_refused() {
         "vocab_size",
         "max_position_embeddings",
     ] {
-        for value in [
-            json!(0),
-            json!(-1),
-            json!(1e18),
-            json!(1_000_000_000_000_000_000u64),
-        ] {
+        for value in [json!(0), json!(-1), json!(1e18), json!(1_000_000_000_000_000_000u64)] {
             let error = refusal(json!({ field: value }));
             let sizes = matches!(error, ConfigError::OutOfRange { .. });
             // An absurd size may first fail to divide another.
-            assert!(
-                sizes || matches!(error, ConfigError::NotDivisible { .. }),
-                "{error}"
-            );
+            assert!(sizes || matches!(error, ConfigError::NotDivisible { .. }), "{error}");
         }
     }
     let error = refusal(json!({ "num_hidden_layers": 1e18 }));
     let message = "field `num_hidden_layers` is 1e+18; it must be a non-negative 64-bit integer";
     assert_eq!(error.to_string(), message);
     let error = refusal(json!({ "num_hidden_layers": 5000 }));
-    assert_eq!(
-        error.to_string(),
-        "field `num_hidden_layers` is 5000; it must be 1 to 1024"
-    );
+    assert_eq!(error.to_string(), "field `num_hidden_layers` is 5000; it must be 1 to 1024");
 }
 
 #[test]
@@ -109,33 +98,16 @@ fn are_values_of_another_type_refused() {
 #[test]
 fn are_heads_that_do_not_divide_refused() {
     let error = refusal(json!({ "num_key_value_heads": 3 }));
-    assert!(matches!(
-        error,
-        ConfigError::NotDivisible {
-            got: 4,
-            divisor: 3,
-            ..
-        }
-    ));
+    assert!(matches!(error, ConfigError::NotDivisible { got: 4, divisor: 3, .. }));
     let error = refusal(json!({ "hidden_size": 66 }));
-    assert!(matches!(
-        error,
-        ConfigError::NotDivisible {
-            got: 66,
-            divisor: 4,
-            ..
-        }
-    ));
+    assert!(matches!(error, ConfigError::NotDivisible { got: 66, divisor: 4, .. }));
     let error = refusal(json!({ "num_key_value_heads": 8 }));
     assert!(matches!(error, ConfigError::NotDivisible { .. }));
 }
 
 #[test]
 fn is_an_odd_head_dim_refused() {
-    assert!(matches!(
-        refusal(json!({ "head_dim": 15 })),
-        ConfigError::OddHeadDim { got: 15 }
-    ));
+    assert!(matches!(refusal(json!({ "head_dim": 15 })), ConfigError::OddHeadDim { got: 15 }));
 }
 
 #[test]
@@ -143,10 +115,7 @@ fn is_another_architecture_named() {
     for name in ["Qwen3ForCausalLM", "MistralForCausalLM"] {
         let error = refusal(json!({ "architectures": [name] }));
         let message = format!("architecture {name} is not supported yet; supported: llama");
-        assert!(matches!(
-            &error,
-            ConfigError::UnsupportedArchitecture { .. }
-        ));
+        assert!(matches!(&error, ConfigError::UnsupportedArchitecture { .. }));
         assert_eq!(error.to_string(), message);
     }
     let error = refusal(json!({ "architectures": [] }));
@@ -160,10 +129,7 @@ fn are_unknown_rope_types_refused() {
         json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }),
         json!({ "rope_parameters": { "rope_type": "su", "rope_theta": 1e4 } }),
     ] {
-        assert!(matches!(
-            refusal(changes),
-            ConfigError::UnsupportedRope { .. }
-        ));
+        assert!(matches!(refusal(changes), ConfigError::UnsupportedRope { .. }));
     }
 }
 
@@ -194,10 +160,7 @@ fn are_unsupported_features_named() {
         (json!({ "hidden_act": "gelu" }), "hidden_act"),
         (json!({ "mlp_bias": true }), "mlp_bias"),
         (json!({ "quantization_config": {} }), "quantization_config"),
-        (
-            json!({ "partial_rotary_factor": 0.5 }),
-            "partial_rotary_factor",
-        ),
+        (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
     ] {
         let error = refusal(changes);
         assert!(matches!(error, ConfigError::Unsupported { field, .. } if field == name));
@@ -219,20 +182,9 @@ fn are_special_tokens_outside_the_vocabulary_refused() {
 #[test]
 fn is_a_file_of_more_than_16_mebibytes_refused() {
     let directory = tempfile::tempdir().unwrap();
-    std::fs::write(
-        directory.path().join("model.safetensors"),
-        safetensors("{}", 0),
-    )
-    .unwrap();
+    std::fs::write(directory.path().join("model.safetensors"), safetensors("{}", 0)).unwrap();
     let config = std::fs::File::create(directory.path().join("config.json")).unwrap();
     config.set_len((16 << 20) + 1).unwrap();
     let error = Checkpoint::open(directory.path()).unwrap_err();
-    assert!(matches!(
-        error,
-        LoadError::FileTooLarge {
-            limit: 16_777_216,
-            got: 16_777_217,
-            ..
-        }
-    ));
+    assert!(matches!(error, LoadError::FileTooLarge { limit: 16_777_216, got: 16_777_217, .. }));
 }

@@ -21,9 +21,7 @@ fn refused(path: &Path, check: impl Fn(&LoadError) -> bool) {
 #[test]
 fn is_a_missing_file_refused() {
     let directory = tempfile::tempdir().unwrap();
-    refused(&directory.path().join("absent"), |error| {
-        matches!(error, LoadError::Io { .. })
-    });
+    refused(&directory.path().join("absent"), |error| matches!(error, LoadError::Io { .. }));
 }
 
 #[test]
@@ -33,10 +31,7 @@ fn is_a_directory_refused() {
         // The checkpoint looks inside for weights.
         matches!(
             error,
-            LoadError::NotRegularFile {
-                kind: "directory",
-                ..
-            } | LoadError::MissingFile { .. }
+            LoadError::NotRegularFile { kind: "directory", .. } | LoadError::MissingFile { .. }
         )
     });
 }
@@ -57,14 +52,9 @@ fn is_a_loop_of_links_refused() {
 fn is_a_fifo_refused_without_waiting_for_a_writer() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.safetensors");
-    let status = std::process::Command::new("mkfifo")
-        .arg(&path)
-        .status()
-        .unwrap();
+    let status = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
     assert!(status.success());
-    refused(&path, |error| {
-        matches!(error, LoadError::NotRegularFile { .. })
-    });
+    refused(&path, |error| matches!(error, LoadError::NotRegularFile { .. }));
     let error = Checkpoint::open(directory.path()).unwrap_err();
     assert!(matches!(error, LoadError::NotRegularFile { .. }));
 }
@@ -81,22 +71,15 @@ fn is_a_forbidden_file_refused_unless_the_user_may_read_everything() {
     let readable = std::fs::File::open(&path).is_ok();
     match GgufFile::open(&path) {
         Ok(_) => assert!(readable),
-        Err(error) => assert!(
-            !readable && matches!(error, LoadError::Io { .. }),
-            "{error}"
-        ),
+        Err(error) => assert!(!readable && matches!(error, LoadError::Io { .. }), "{error}"),
     }
 }
 
 #[test]
 fn are_an_empty_file_and_a_git_lfs_pointer_recognised() {
     let empty = crate::support::file("model.gguf", b"");
-    refused(&empty.path, |error| {
-        matches!(error, LoadError::EmptyFile { .. })
-    });
+    refused(&empty.path, |error| matches!(error, LoadError::EmptyFile { .. }));
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
     let pointer = crate::support::file("model.gguf", pointer);
-    refused(&pointer.path, |error| {
-        matches!(error, LoadError::LfsPointer { .. })
-    });
+    refused(&pointer.path, |error| matches!(error, LoadError::LfsPointer { .. }));
 }

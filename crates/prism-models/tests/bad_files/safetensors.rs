@@ -33,19 +33,13 @@ fn is_an_empty_file_refused() {
 
 #[test]
 fn are_seven_bytes_refused() {
-    assert!(matches!(
-        refusal(&[0; 7]),
-        SafetensorsError::TooShort { got: 7 }
-    ));
+    assert!(matches!(refusal(&[0; 7]), SafetensorsError::TooShort { got: 7 }));
 }
 
 #[test]
 fn is_a_header_length_of_u64_max_refused() {
     let error = refusal(&u64::MAX.to_le_bytes());
-    assert!(matches!(
-        error,
-        SafetensorsError::HeaderTooLarge { got: u64::MAX, .. }
-    ));
+    assert!(matches!(error, SafetensorsError::HeaderTooLarge { got: u64::MAX, .. }));
 }
 
 #[test]
@@ -58,10 +52,7 @@ fn is_a_header_of_more_than_100_megabytes_refused() {
 #[test]
 fn is_a_header_longer_than_the_file_refused() {
     let error = refusal(&[&50u64.to_le_bytes()[..], b"{}"].concat());
-    assert!(matches!(
-        error,
-        SafetensorsError::HeaderPastEnd { limit: 2, got: 50 }
-    ));
+    assert!(matches!(error, SafetensorsError::HeaderPastEnd { limit: 2, got: 50 }));
 }
 
 #[test]
@@ -72,13 +63,7 @@ fn is_a_header_that_is_not_utf8_refused() {
 
 #[test]
 fn is_a_header_that_is_not_json_refused() {
-    for header in [
-        "{",
-        "[]",
-        "nonsense",
-        r#"{"a":1}"#,
-        r#"{"a":{"dtype":"F32"}}"#,
-    ] {
+    for header in ["{", "[]", "nonsense", r#"{"a":1}"#, r#"{"a":{"dtype":"F32"}}"#] {
         let error = refusal(&safetensors(header, 0));
         assert!(matches!(error, SafetensorsError::BadHeader(_)), "{header}");
     }
@@ -87,10 +72,7 @@ fn is_a_header_that_is_not_json_refused() {
 #[test]
 fn is_a_header_nested_deeper_than_the_stack_refused() {
     let header = format!(r#"{{"__metadata__":{}"#, "[".repeat(1_000_000));
-    assert!(matches!(
-        refusal(&safetensors(&header, 0)),
-        SafetensorsError::BadHeader(_)
-    ));
+    assert!(matches!(refusal(&safetensors(&header, 0)), SafetensorsError::BadHeader(_)));
 }
 
 #[test]
@@ -121,46 +103,25 @@ fn are_overlapping_and_gapped_offsets_refused() {
 #[test]
 fn is_a_backward_offset_refused() {
     let error = refusal(&one("U8", "[1]", "[1,0]", 1));
-    assert!(matches!(
-        error,
-        SafetensorsError::BadLayout(SafeTensorError::InvalidOffset(_))
-    ));
+    assert!(matches!(error, SafetensorsError::BadLayout(SafeTensorError::InvalidOffset(_))));
 }
 
 #[test]
 fn is_an_end_near_u64_max_refused() {
-    let error = refusal(&one(
-        "U8",
-        "[18446744073709551615]",
-        "[0,18446744073709551615]",
-        1,
-    ));
-    assert!(matches!(
-        error,
-        SafetensorsError::PastEnd {
-            limit: 1,
-            got: u64::MAX,
-            ..
-        }
-    ));
+    let error = refusal(&one("U8", "[18446744073709551615]", "[0,18446744073709551615]", 1));
+    assert!(matches!(error, SafetensorsError::PastEnd { limit: 1, got: u64::MAX, .. }));
 }
 
 #[test]
 fn is_a_shape_whose_product_overflows_refused() {
     let error = refusal(&one("F32", "[4294967296,4294967296]", "[0,4]", 4));
-    assert!(matches!(
-        error,
-        SafetensorsError::BadLayout(SafeTensorError::ValidationOverflow)
-    ));
+    assert!(matches!(error, SafetensorsError::BadLayout(SafeTensorError::ValidationOverflow)));
 }
 
 #[test]
 fn is_a_size_other_than_shape_times_dtype_refused() {
     let error = refusal(&one("F32", "[2]", "[0,4]", 4));
-    assert!(matches!(
-        error,
-        SafetensorsError::BadLayout(SafeTensorError::TensorInvalidInfo)
-    ));
+    assert!(matches!(error, SafetensorsError::BadLayout(SafeTensorError::TensorInvalidInfo)));
 }
 
 #[test]
@@ -174,14 +135,7 @@ fn are_trailing_bytes_refused() {
 #[test]
 fn is_truncated_data_refused() {
     let error = refusal(&one("F32", "[1]", "[0,4]", 3));
-    assert!(matches!(
-        error,
-        SafetensorsError::PastEnd {
-            limit: 3,
-            got: 4,
-            ..
-        }
-    ));
+    assert!(matches!(error, SafetensorsError::PastEnd { limit: 3, got: 4, .. }));
 }
 
 #[test]
@@ -195,16 +149,8 @@ fn is_an_unknown_dtype_refused() {
 #[test]
 fn is_a_dtype_that_is_no_float_refused_on_conversion() {
     let file = open(&one("I64", "[1]", "[0,8]", 8)).unwrap();
-    let LoadError::Safetensors { source, .. } = file.to_f32("a").unwrap_err() else {
-        panic!()
-    };
-    assert!(matches!(
-        source,
-        SafetensorsError::UnsupportedDtype {
-            got: Dtype::I64,
-            ..
-        }
-    ));
+    let LoadError::Safetensors { source, .. } = file.to_f32("a").unwrap_err() else { panic!() };
+    assert!(matches!(source, SafetensorsError::UnsupportedDtype { got: Dtype::I64, .. }));
 }
 
 #[test]
@@ -245,13 +191,8 @@ fn are_missing_and_extra_tensors_listed() {
     assert_eq!(audit.unexpected, ["extra"]);
     assert!(audit.missing.contains(&"model.norm.weight".to_owned()));
     assert!(!audit.missing.contains(&"lm_head.weight".to_owned()));
-    assert_eq!(
-        checkpoint.finite_f32_tensor(EMBEDDINGS, &[3, 4]).unwrap()[..2],
-        [0.0, 1.0]
-    );
-    let error = checkpoint
-        .f32_tensor("model.norm.weight", &[4])
-        .unwrap_err();
+    assert_eq!(checkpoint.finite_f32_tensor(EMBEDDINGS, &[3, 4]).unwrap()[..2], [0.0, 1.0]);
+    let error = checkpoint.f32_tensor("model.norm.weight", &[4]).unwrap_err();
     assert!(matches!(error, LoadError::MissingTensor { name } if name == "model.norm.weight"));
 }
 
@@ -272,9 +213,7 @@ fn are_nan_weights_refused_on_request() {
     let directory = model([3, 4], f32::NAN);
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     assert!(checkpoint.f32_tensor(EMBEDDINGS, &[3, 4]).unwrap()[1].is_nan());
-    let error = checkpoint
-        .finite_f32_tensor(EMBEDDINGS, &[3, 4])
-        .unwrap_err();
+    let error = checkpoint.finite_f32_tensor(EMBEDDINGS, &[3, 4]).unwrap_err();
     assert!(matches!(error, LoadError::NonFiniteWeight { index: 1, .. }));
 }
 
@@ -291,24 +230,8 @@ fn is_a_model_in_shards_refused() {
 fn is_a_directory_without_weights_or_configuration_refused() {
     let directory = tempfile::tempdir().unwrap();
     let error = Checkpoint::open(directory.path()).unwrap_err();
-    assert!(matches!(
-        error,
-        LoadError::MissingFile {
-            name: "model.safetensors",
-            ..
-        }
-    ));
-    std::fs::write(
-        directory.path().join("model.safetensors"),
-        safetensors("{}", 0),
-    )
-    .unwrap();
+    assert!(matches!(error, LoadError::MissingFile { name: "model.safetensors", .. }));
+    std::fs::write(directory.path().join("model.safetensors"), safetensors("{}", 0)).unwrap();
     let error = Checkpoint::open(directory.path()).unwrap_err();
-    assert!(matches!(
-        error,
-        LoadError::MissingFile {
-            name: "config.json",
-            ..
-        }
-    ));
+    assert!(matches!(error, LoadError::MissingFile { name: "config.json", .. }));
 }

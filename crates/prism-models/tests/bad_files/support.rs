@@ -14,10 +14,7 @@ pub fn file(name: &str, bytes: &[u8]) -> TestFile {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(name);
     std::fs::write(&path, bytes).unwrap();
-    TestFile {
-        path,
-        _directory: directory,
-    }
+    TestFile { path, _directory: directory }
 }
 
 /// A safetensors file of this header and this many bytes of zeros.
@@ -61,18 +58,12 @@ impl Gguf {
     }
 
     pub fn tensor(mut self, name: &'static str, dimensions: &[u64], kind: u32, at: u64) -> Self {
-        self.tensors.push(Tensor {
-            name,
-            dimensions: dimensions.to_vec(),
-            kind,
-            offset: at,
-        });
+        self.tensors.push(Tensor { name, dimensions: dimensions.to_vec(), kind, offset: at });
         self
     }
 
     pub fn pair(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
-        self.pairs
-            .push([&string(key), &kind.to_le_bytes()[..], value].concat());
+        self.pairs.push([&string(key), &kind.to_le_bytes()[..], value].concat());
         self
     }
 
@@ -101,19 +92,12 @@ impl Gguf {
         bytes.extend(self.version.to_le_bytes());
         let tensors = self.tensor_count.unwrap_or(self.tensors.len() as u64);
         bytes.extend(tensors.to_le_bytes());
-        bytes.extend(
-            self.pair_count
-                .unwrap_or(self.pairs.len() as u64)
-                .to_le_bytes(),
-        );
+        bytes.extend(self.pair_count.unwrap_or(self.pairs.len() as u64).to_le_bytes());
         self.pairs.iter().for_each(|pair| bytes.extend(pair));
         for tensor in &self.tensors {
             bytes.extend(string(tensor.name));
             bytes.extend((tensor.dimensions.len() as u32).to_le_bytes());
-            tensor
-                .dimensions
-                .iter()
-                .for_each(|size| bytes.extend(size.to_le_bytes()));
+            tensor.dimensions.iter().for_each(|size| bytes.extend(size.to_le_bytes()));
             bytes.extend(tensor.kind.to_le_bytes());
             bytes.extend(tensor.offset.to_le_bytes());
         }

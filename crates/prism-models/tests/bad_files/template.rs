@@ -12,10 +12,7 @@ fn render(source: &str) -> Result<String, TemplateError> {
 fn does_an_endless_loop_run_out_of_fuel() {
     let nested = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}\
                   {% endfor %}{% endfor %}{% endfor %}";
-    assert!(matches!(
-        render(nested),
-        Err(TemplateError::OutOfFuel { .. })
-    ));
+    assert!(matches!(render(nested), Err(TemplateError::OutOfFuel { .. })));
 }
 
 #[test]
@@ -23,10 +20,7 @@ fn does_an_endless_recursion_fail() {
     let source = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
     let error = render(source).unwrap_err();
     assert!(
-        matches!(
-            error,
-            TemplateError::Render { .. } | TemplateError::OutOfFuel { .. }
-        ),
+        matches!(error, TemplateError::Render { .. } | TemplateError::OutOfFuel { .. }),
         "{error}"
     );
 }
@@ -35,15 +29,7 @@ fn does_an_endless_recursion_fail() {
 fn is_a_huge_output_refused() {
     let source = "{% for i in range(9000) %}{{ 'xxxxxxxxxx' * 100 }}{% endfor %}";
     let error = render(source).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            TemplateError::OutputTooLong {
-                limit: MAX_OUTPUT_BYTES
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, TemplateError::OutputTooLong { limit: MAX_OUTPUT_BYTES }), "{error}");
 }
 
 #[test]
@@ -57,10 +43,7 @@ fn is_a_huge_value_never_built() {
     ] {
         let error = render(source).unwrap_err();
         let render = matches!(error, TemplateError::Render { .. });
-        assert!(
-            render || matches!(error, TemplateError::OutOfFuel { .. }),
-            "{error}"
-        );
+        assert!(render || matches!(error, TemplateError::OutOfFuel { .. }), "{error}");
     }
 }
 
@@ -69,10 +52,7 @@ fn do_values_nested_as_deep_as_the_fuel_lasts_spare_the_stack() {
     let build = "{% set n = namespace(x=[1]) %}{% for j in range(9999) %}\
                  {% for i in range(LAST) %}{% set n.x = [n.x] %}{% endfor %}{% endfor %}";
     let endless = build.replace("LAST", "9999");
-    assert!(matches!(
-        render(&endless),
-        Err(TemplateError::OutOfFuel { .. })
-    ));
+    assert!(matches!(render(&endless), Err(TemplateError::OutOfFuel { .. })));
     let some = build.replace("9999", "4").replace("LAST", "9999");
     assert!(matches!(
         render(&format!("{some}{{{{ n.x | tojson }}}}")),
@@ -84,14 +64,8 @@ fn do_values_nested_as_deep_as_the_fuel_lasts_spare_the_stack() {
 
 #[test]
 fn are_undefined_variables_and_their_attributes_empty() {
-    assert_eq!(
-        render("[{{ absent }}{{ absent.deep.deeper }}{{ absent['x'] }}]").unwrap(),
-        "[]"
-    );
-    assert_eq!(
-        render("{% if strftime_now is defined %}x{% endif %}").unwrap(),
-        ""
-    );
+    assert_eq!(render("[{{ absent }}{{ absent.deep.deeper }}{{ absent['x'] }}]").unwrap(), "[]");
+    assert_eq!(render("{% if strftime_now is defined %}x{% endif %}").unwrap(), "");
     assert_eq!(render("{% for x in absent %}x{% endfor %}").unwrap(), "");
 }
 
@@ -118,44 +92,23 @@ fn do_attribute_tricks_lead_nowhere() {
         "{% include 'other' %}",
         "{% import 'other' as o %}",
     ] {
-        assert!(
-            matches!(render(source), Err(TemplateError::Render { .. })),
-            "{source}"
-        );
+        assert!(matches!(render(source), Err(TemplateError::Render { .. })), "{source}");
     }
 }
 
 #[test]
 fn are_templates_that_do_not_parse_refused() {
     for source in ["{% if %}", "{{", "{% for x in %}", &"{{ ".repeat(1000)] {
-        assert!(matches!(
-            ChatTemplate::new(source),
-            Err(TemplateError::Syntax(_))
-        ));
+        assert!(matches!(ChatTemplate::new(source), Err(TemplateError::Syntax(_))));
     }
     let deep = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
-    assert!(matches!(
-        ChatTemplate::new(deep),
-        Err(TemplateError::Syntax(_))
-    ));
+    assert!(matches!(ChatTemplate::new(deep), Err(TemplateError::Syntax(_))));
 }
 
 #[test]
 fn are_templates_that_are_too_long_or_no_text_refused() {
     let error = ChatTemplate::new("x".repeat(MAX_TEMPLATE_BYTES + 1)).unwrap_err();
-    assert!(matches!(
-        error,
-        TemplateError::TooLong {
-            limit: MAX_TEMPLATE_BYTES,
-            ..
-        }
-    ));
-    assert!(matches!(
-        ChatTemplate::from_bytes(vec![0xff]),
-        Err(TemplateError::NotUtf8(_))
-    ));
-    assert!(matches!(
-        ChatTemplate::from_tokenizer_config(b"{"),
-        Err(TemplateError::Json(_))
-    ));
+    assert!(matches!(error, TemplateError::TooLong { limit: MAX_TEMPLATE_BYTES, .. }));
+    assert!(matches!(ChatTemplate::from_bytes(vec![0xff]), Err(TemplateError::NotUtf8(_))));
+    assert!(matches!(ChatTemplate::from_tokenizer_config(b"{"), Err(TemplateError::Json(_))));
 }

@@ -38,32 +38,18 @@ fn is_a_small_valid_tokenizer_read() {
 #[test]
 fn is_invalid_json_refused() {
     for json in [&b"{"[..], b"", b"\xff", b"[]"] {
-        assert!(matches!(
-            Tokenizer::from_json(json),
-            Err(TokenizerError::Json(_))
-        ));
+        assert!(matches!(Tokenizer::from_json(json), Err(TokenizerError::Json(_))));
     }
     let deep = "[".repeat(1_000_000);
-    assert!(matches!(
-        Tokenizer::from_json(deep.as_bytes()),
-        Err(TokenizerError::Json(_))
-    ));
+    assert!(matches!(Tokenizer::from_json(deep.as_bytes()), Err(TokenizerError::Json(_))));
 }
 
 #[test]
 fn is_a_missing_vocabulary_named() {
     let error = parse(json!({ "model": { "type": "BPE", "merges": [] } })).unwrap_err();
-    assert!(matches!(
-        error,
-        TokenizerError::MissingField {
-            field: "model.vocab"
-        }
-    ));
+    assert!(matches!(error, TokenizerError::MissingField { field: "model.vocab" }));
     let error = parse(json!({ "model": null })).unwrap_err();
-    assert!(matches!(
-        error,
-        TokenizerError::MissingField { field: "model" }
-    ));
+    assert!(matches!(error, TokenizerError::MissingField { field: "model" }));
     let empty = json!({ "model": { "type": "BPE", "vocab": {}, "merges": [] } });
     assert!(matches!(parse(empty), Err(TokenizerError::EmptyVocab)));
 }
@@ -73,10 +59,7 @@ fn are_merges_outside_the_vocabulary_refused() {
     // The second is longer than any token.
     for merge in ["a c", "ab ab"] {
         let model = json!({ "type": "BPE", "vocab": { "a": 0, "ab": 1 }, "merges": [merge] });
-        assert!(matches!(
-            parse(json!({ "model": model })),
-            Err(TokenizerError::Invalid { .. })
-        ));
+        assert!(matches!(parse(json!({ "model": model })), Err(TokenizerError::Invalid { .. })));
     }
 }
 
@@ -86,20 +69,11 @@ fn are_ids_beyond_the_embeddings_refused() {
     let tokenizer = parse(json!({ "model": model })).unwrap();
     assert!(tokenizer.check_fits(70_001).is_ok());
     let error = tokenizer.check_fits(50_000).unwrap_err();
-    assert!(matches!(
-        error,
-        TokenizerError::DoesNotFit {
-            limit: 50_000,
-            got: 70_000
-        }
-    ));
+    assert!(matches!(error, TokenizerError::DoesNotFit { limit: 50_000, got: 70_000 }));
 
     let model = json!({ "type": "BPE", "vocab": { "a": u32::MAX }, "merges": [] });
     let error = parse(json!({ "model": model })).unwrap_err();
-    assert!(matches!(
-        error,
-        TokenizerError::IdTooLarge { got: u32::MAX, .. }
-    ));
+    assert!(matches!(error, TokenizerError::IdTooLarge { got: u32::MAX, .. }));
 }
 
 #[test]
@@ -135,22 +109,13 @@ fn split_by(regex: &str) -> Value {
 #[test]
 fn is_an_enormous_regex_refused() {
     let error = parse(split_by(&"(a|b)*".repeat(100_000))).unwrap_err();
-    assert!(matches!(
-        error,
-        TokenizerError::RegexTooLong {
-            limit: 4096,
-            got: 600_000
-        }
-    ));
+    assert!(matches!(error, TokenizerError::RegexTooLong { limit: 4096, got: 600_000 }));
 }
 
 #[test]
 fn is_an_invalid_regex_refused() {
     for regex in ["(", "[", &"(".repeat(4000)] {
-        assert!(matches!(
-            parse(split_by(regex)),
-            Err(TokenizerError::Invalid { .. })
-        ));
+        assert!(matches!(parse(split_by(regex)), Err(TokenizerError::Invalid { .. })));
     }
 }
 
@@ -169,15 +134,9 @@ fn are_lone_surrogates_refused_in_json() {
     let json = String::from_utf8(tokenizer(json!({}))).unwrap();
     let json = json.replace(r#""ab":2"#, r#""\ud800":2"#);
     assert!(json.contains("ud800"));
-    assert!(matches!(
-        Tokenizer::from_json(json.as_bytes()),
-        Err(TokenizerError::Invalid { .. })
-    ));
+    assert!(matches!(Tokenizer::from_json(json.as_bytes()), Err(TokenizerError::Invalid { .. })));
     let json = br#"{"model":{"vocab":{}},"decoder":{"type":"\ud800"}}"#;
-    assert!(matches!(
-        Tokenizer::from_json(json),
-        Err(TokenizerError::Json(_))
-    ));
+    assert!(matches!(Tokenizer::from_json(json), Err(TokenizerError::Json(_))));
 }
 
 #[test]
@@ -192,15 +151,10 @@ fn are_nuls_and_empty_prompts_taken() {
 #[test]
 fn is_a_prompt_of_10_megabytes_refused() {
     let tokenizer = parse(json!({})).unwrap();
-    let error = tokenizer
-        .encode(&"a".repeat(10_000_000), false)
-        .unwrap_err();
+    let error = tokenizer.encode(&"a".repeat(10_000_000), false).unwrap_err();
     assert!(matches!(
         error,
-        TokenizerError::PromptTooLong {
-            limit: MAX_PROMPT_BYTES,
-            got: 10_000_000
-        }
+        TokenizerError::PromptTooLong { limit: MAX_PROMPT_BYTES, got: 10_000_000 }
     ));
 }
 
@@ -233,24 +187,12 @@ fn are_unsupported_gguf_tokenizers_named() {
 
 #[test]
 fn are_gguf_tokenizers_with_bad_parts_refused() {
-    let missing = |error| {
-        matches!(
-            error,
-            TokenizerError::Metadata(MetadataError::Missing { .. })
-        )
-    };
+    let missing = |error| matches!(error, TokenizerError::Metadata(MetadataError::Missing { .. }));
     assert!(missing(gguf_refusal(Gguf::new())));
     assert!(missing(gguf_refusal(gguf("gpt2", "gpt-2"))));
     let error = gguf_refusal(gguf("gpt2", "gpt-2").strings("tokenizer.ggml.merges", &["b a"]));
     assert!(matches!(error, TokenizerError::BadMerge { index: 0, .. }));
     let whole = || gguf("gpt2", "gpt-2").strings("tokenizer.ggml.merges", &["a b"]);
     let error = gguf_refusal(whole().u32("tokenizer.ggml.eos_token_id", 3));
-    assert!(matches!(
-        error,
-        TokenizerError::SpecialOutOfRange {
-            limit: 3,
-            got: 3,
-            ..
-        }
-    ));
+    assert!(matches!(error, TokenizerError::SpecialOutOfRange { limit: 3, got: 3, .. }));
 }
