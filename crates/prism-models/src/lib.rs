@@ -22,6 +22,7 @@ pub mod model_error;
 pub mod names;
 pub mod perplexity;
 pub mod rope;
+mod rows;
 pub mod safetensors_dir;
 pub mod sample;
 pub mod self_attention;

@@ -10,6 +10,7 @@ use crate::config::ModelConfig;
 use crate::mlp::Mlp;
 use crate::model_error::ModelError;
 use crate::rope::Rotation;
+use crate::rows;
 use crate::self_attention::{LayerTrace, SelfAttention};
 
 /// One decoder layer.
@@ -175,19 +176,27 @@ impl Llama {
             n,
             (self.dtype(), &device),
         );
-        let mut x = self.embedding.val().select(0, tokens).unsqueeze_dim::<3>(0);
+        let x = self.embedding.val().select(0, tokens).unsqueeze_dim::<3>(0);
+        let runs = rows::runs(n, &device);
+        let rotations: Vec<Rotation> = runs.iter().map(|run| rotation.part(run.clone())).collect();
+        let mut x: Vec<Tensor<3>> =
+            runs.iter().map(|run| x.clone().slice_dim(1, run.clone())).collect();
         for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
-            let normed = layer.input_norm.forward(x.clone());
+            let projected = rows::map(x.iter().zip(&rotations).collect(), |(x, rotation)| {
+                layer.attention.project(layer.input_norm.forward(x.clone()), rotation)
+            });
             let timed = trace.is_some();
             let (attended, report, seconds) =
-                layer.attention.forward(normed, &rotation, cache, options, timed)?;
-            x = x + attended;
-            x = x.clone() + layer.mlp.forward(layer.post_norm.forward(x));
+                layer.attention.attend(join(projected), cache, options, timed)?;
+            x = rows::map(x.into_iter().zip(&runs).collect(), |(x, run)| {
+                let x = x + layer.attention.output(attended.clone().slice_dim(2, run.clone()));
+                x.clone() + layer.mlp.forward(layer.post_norm.forward(x))
+            });
             if let Some(trace) = &mut trace {
                 trace(LayerTrace { layer: index, report, seconds });
             }
         }
-        Ok(x)
+        Ok(Tensor::cat(x, 1))
     }
 
     /// Logits `[n, vocab]` of hidden states `[1, n, hidden]`.
@@ -240,4 +249,15 @@ impl Llama {
         }
         Ok(())
     }
+}
+
+/// Queries, keys and values of consecutive rows, each joined along the rows.
+fn join(parts: Vec<[Tensor<4>; 3]>) -> [Tensor<4>; 3] {
+    let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+    for [q_part, k_part, v_part] in parts {
+        q.push(q_part);
+        k.push(k_part);
+        v.push(v_part);
+    }
+    [q, k, v].map(|parts| Tensor::cat(parts, 2))
 }

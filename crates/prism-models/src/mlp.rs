@@ -4,10 +4,6 @@ use burn::module::Module;
 use burn::tensor::{Tensor, activation::silu};
 use burn_nn::Linear;
 
-/// Rows that go through the network at a time: its wide activations then stay in cache, and a long
-/// prompt needs no memory for all of them at once.
-const ROWS: usize = 512;
-
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
@@ -24,14 +20,6 @@ impl Mlp {
 
     /// Of `x` `[batch, n, hidden]`, same shape.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [_, n, _] = x.dims();
-        if n <= ROWS {
-            return self.rows(x);
-        }
-        Tensor::cat(x.split(ROWS, 1).into_iter().map(|rows| self.rows(rows)).collect(), 1)
-    }
-
-    fn rows(&self, x: Tensor<3>) -> Tensor<3> {
         let gate = silu(self.gate_proj.forward(x.clone()));
         self.down_proj.forward(gate * self.up_proj.forward(x))
     }

@@ -36,6 +36,12 @@ impl Rotation {
         }
     }
 
+    /// The part for positions `range` of the run.
+    pub fn part(&self, range: std::ops::Range<usize>) -> Self {
+        let part = |table: &Tensor<4>| table.clone().slice_dim(2, range.clone());
+        Self { cos: part(&self.cos), sin: part(&self.sin), rotary: self.rotary }
+    }
+
     /// Rotates `[batch, heads, n, head_dim]`.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, heads, n, head_dim] = x.dims();

@@ -50,26 +50,33 @@ impl SelfAttention {
         self.prism = prism;
     }
 
-    /// Attention of `x` `[batch, n, hidden]`, the tokens that follow those in the cache.
-    ///
-    /// # Errors
-    /// A full cache, or settings that don't fit the heads.
-    pub fn forward(
-        &self,
-        x: Tensor<3>,
-        rotation: &Rotation,
-        cache: &mut PrismCache,
-        options: &AttentionOptions,
-        timed: bool,
-    ) -> Result<(Tensor<3>, Report, f64)> {
+    /// Rotated queries `[1, q_heads, n, head_dim]`, rotated keys and values
+    /// `[1, kv_heads, n, head_dim]` of normed hidden states `[1, n, hidden]`.
+    pub fn project(&self, x: Tensor<3>, rotation: &Rotation) -> [Tensor<4>; 3] {
         let [batch, n, _] = x.dims();
         let heads = |y: Tensor<3>| {
             let heads = y.dims()[2] / self.head_dim;
             y.reshape([batch, n, heads, self.head_dim]).swap_dims(1, 2)
         };
-        let q = rotation.apply(heads(self.q_proj.forward(x.clone())));
-        let k = rotation.apply(heads(self.k_proj.forward(x.clone())));
-        let v = heads(self.v_proj.forward(x));
+        [
+            rotation.apply(heads(self.q_proj.forward(x.clone()))),
+            rotation.apply(heads(self.k_proj.forward(x.clone()))),
+            heads(self.v_proj.forward(x)),
+        ]
+    }
+
+    /// Appends K and V to the cache and attends over all it holds: output
+    /// `[1, q_heads, n, head_dim]`, what was done, and the seconds it took if `timed`.
+    ///
+    /// # Errors
+    /// A full cache, or settings that don't fit the heads.
+    pub fn attend(
+        &self,
+        [q, k, v]: [Tensor<4>; 3],
+        cache: &mut PrismCache,
+        options: &AttentionOptions,
+        timed: bool,
+    ) -> Result<(Tensor<4>, Report, f64)> {
         let device = q.device();
         let sync = || {
             if timed {
@@ -92,9 +99,12 @@ impl SelfAttention {
             }
         };
         sync();
-        let seconds = start.elapsed().as_secs_f64();
-        let [_, q_heads, _, head_dim] = output.dims();
-        let output = output.swap_dims(1, 2).reshape([batch, n, q_heads * head_dim]);
-        Ok((self.o_proj.forward(output), report, seconds))
+        Ok((output, report, start.elapsed().as_secs_f64()))
+    }
+
+    /// Output `[1, n, hidden]` of attended heads `[1, q_heads, n, head_dim]`.
+    pub fn output(&self, attended: Tensor<4>) -> Tensor<3> {
+        let [batch, heads, n, head_dim] = attended.dims();
+        self.o_proj.forward(attended.swap_dims(1, 2).reshape([batch, n, heads * head_dim]))
     }
 }
