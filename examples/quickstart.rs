@@ -18,7 +18,7 @@ fn main() -> anyhow::Result<()> {
         &device,
     )
     .unsqueeze_dim::<5>(3)
-    .expand([1, 1, length / 256, 256, head_dim as i64])
+    .expand([1, 1, length / 256, 256, head_dim])
     .reshape([1, 1, length, head_dim]);
     let (q, k) = (random(q_heads) + topics.clone(), random(kv_heads) + topics);
     let v = random(kv_heads);

@@ -250,8 +250,7 @@ impl Inputs {
         let AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim: d } = self.shape;
         let scale = 1.0 / (d as f32).sqrt();
         let mut out = vec![0.0; batch * q_heads * q_len * d];
-        for b in 0..batch {
-            let grid = &grids[b];
+        for (b, grid) in grids.iter().enumerate().take(batch) {
             for h in 0..q_heads {
                 let kv = (b * kv_heads + h / self.shape.group()) * kv_len;
                 for row in 0..grid.rows() {

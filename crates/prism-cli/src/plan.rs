@@ -33,7 +33,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         }
         None => (Rope::new(args.rope_theta), args.q_heads, args.kv_heads, args.head_dim),
     };
-    let keys = args.tokens.checked_add(args.cached).unwrap_or(usize::MAX);
+    let keys = args.tokens.saturating_add(args.cached);
     let kv = [args.batch, kv_heads, keys, head_dim];
     let shape = AttentionShape::new([args.batch, q_heads, args.tokens, head_dim], kv, kv)?;
     let config = args.prism.apply(PrismConfig::new(rope));

@@ -71,7 +71,8 @@ impl Bands {
                         "high_dims must be even and at most the rotary dim ({rotary}), got {high}"
                     ));
                 }
-                if low > head_dim || (low != 0 && (low < still || (low - still) % 2 != 0)) {
+                if low > head_dim || (low != 0 && (low < still || !(low - still).is_multiple_of(2)))
+                {
                     return refuse(format!(
                         "low_dims must be at most head_dim ({head_dim}) and an even number over \
                          the {still} un-rotated dims, got {low}"

@@ -32,8 +32,7 @@ pub fn attend(
     let AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim: d } = *shape;
     let mut out = vec![0.0; batch * q_heads * q_len * d];
     let mut lse = vec![f64::NEG_INFINITY; batch * q_heads * q_len];
-    for b in 0..batch {
-        let grid = &grids[b];
+    for (b, grid) in grids.iter().enumerate().take(batch) {
         for h in 0..q_heads {
             let kv = (b * kv_heads + h / shape.group()) * kv_len;
             for row in 0..grid.rows() {

@@ -46,7 +46,7 @@ impl PrismBackend for Flex {
         };
         let [batch, heads, _, head_dim] = dims(&x);
         let means = with_element!(x, T => pool(&view::<T>(&x), &grids, side));
-        let means = means.unwrap_or_else(|error| unchecked(error));
+        let means = means.unwrap_or_else(unchecked);
         FlexTensor::from_data(TensorData::new(means, [batch, heads, blocks, head_dim]))
     }
 
@@ -59,7 +59,7 @@ impl PrismBackend for Flex {
         let [batch, q_heads, rows, d] = dims(&pooled_q);
         let [_, kv_heads, key_blocks, _] = dims(&pooled_k);
         let contiguous = [pooled_q, pooled_k, history].map(|x| x.to_contiguous());
-        let [q, k, history] = contiguous.each_ref().map(|x| elements::<f32>(x));
+        let [q, k, history] = contiguous.each_ref().map(elements::<f32>);
         let width = SelectedBlocks::words_per_row(&params.grids);
         let mut words = vec![0u32; batch * q_heads * rows * width];
         words.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(line, words)| {
@@ -136,7 +136,7 @@ fn run<T: Element + BurnElement + bytemuck::Pod>(
         scale: params.scale as f32,
         want_lse: true,
     };
-    let (out, lse) = attend(&problem).unwrap_or_else(|error| unchecked(error));
+    let (out, lse) = attend(&problem).unwrap_or_else(unchecked);
     let lse = lse.unwrap_or_default();
     let [batch, heads, q_len, _] = shape;
     (

@@ -27,9 +27,13 @@ pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], side: Side) -> Res
         let reason = format!("expected {batch} grids, got {}", grids.len());
         return Err(PrismError::Lengths { reason });
     }
-    let (blocks, longest): (fn(&BlockGrid) -> usize, fn(&BlockGrid) -> usize) = match side {
-        Side::Queries => (BlockGrid::rows, BlockGrid::q_len),
-        Side::Keys => (BlockGrid::key_blocks, BlockGrid::kv_len),
+    let blocks = |grid: &BlockGrid| match side {
+        Side::Queries => grid.rows(),
+        Side::Keys => grid.key_blocks(),
+    };
+    let longest = |grid: &BlockGrid| match side {
+        Side::Queries => grid.q_len(),
+        Side::Keys => grid.kv_len(),
     };
     if let Some((b, grid)) = grids.iter().enumerate().find(|(_, grid)| longest(grid) > length) {
         let reason =
