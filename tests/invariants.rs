@@ -274,8 +274,8 @@ proptest! {
 }
 
 #[test]
-fn unused_inputs_of_tensor_helper_are_exact() {
-    // The helper must not change what it is given, or every test above would be weaker.
+fn test_tensors_hold_what_they_are_given() {
+    // A helper that changed its values would weaken every test above.
     let data = [1.5f32, -2.25, 0.0, 3e-8];
     let got = values(tensor(&data, [1, 1, 1, 4], DType::F32, &Device::flex()));
     assert_eq!(got, data);

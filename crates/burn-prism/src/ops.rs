@@ -10,11 +10,12 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 use derive_new::new;
-pub use prism_core::Side;
 use prism_core::bands::Bands;
 use prism_core::{BlockGrid, Calibration, SelectionRule};
 
 use crate::fallback;
+
+pub use prism_core::Side;
 
 /// How pooled Q and K become a selection.
 #[derive(Debug, Clone, new)]

@@ -37,7 +37,7 @@ pub struct BandEnergy {
 }
 
 /// Below this RMS a head counts as silent: guards the division for all-zero inputs.
-const SILENT_RMS: f64 = 1e-6;
+pub const SILENT_RMS: f64 = 1e-6;
 
 impl BandEnergy {
     /// Adds one pooled vector. One that isn't finite is left out, so that a NaN stays with the

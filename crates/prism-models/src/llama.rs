@@ -154,8 +154,8 @@ impl Llama {
     /// `[1, n, hidden]`. `trace` hears from every layer as it ends, and makes attention be timed.
     ///
     /// # Errors
-    /// No tokens, ids past the vocabulary, more than the cache has room for; the cache is
-    /// unchanged then.
+    /// No tokens, ids past the vocabulary, more than the cache has room for: the cache is unchanged
+    /// then. A cache made for blocks of another size than a layer's: reset it then.
     pub fn hidden(
         &self,
         ids: &[u32],

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use burn::backend::Backend;
 use burn::backend::tensor::{Device, FloatTensor, IntTensor};
+use prism_core::scores::SILENT_RMS;
 use prism_core::select::MASS_ONE;
 use prism_core::selection::WORD_BITS;
 use prism_core::{BlockGrid, Budget, Calibration};
@@ -11,9 +12,6 @@ use prism_core::{BlockGrid, Budget, Calibration};
 use super::tensor::{Bool, Float, Int};
 use super::{TILE, runs, steps};
 use crate::ops::SelectParams;
-
-/// Below this RMS a head counts as silent, as in [`prism_core::scores`].
-const SILENT_RMS: f32 = 1e-6;
 
 /// Selection from pooled Q `[batch, q_heads, rows, head_dim]`, pooled K
 /// `[batch, kv_heads, key_blocks, head_dim]` and the energy of earlier query blocks
@@ -191,7 +189,7 @@ fn ratio<B: Backend>(energy: &Float<B>, z: usize, params: &SelectParams) -> Floa
     let column = |c: usize| energy.clone().slice(3, c..c + 1);
     let rms = |c: usize, dims: usize| (column(c) / (column(3) * dims as f32).at_least(1.0)).sqrt();
     let dims = [params.bands.high().len(), params.bands.low().len()][z];
-    rms(z, dims) / rms(2, params.bands.head_dim()).at_least(SILENT_RMS)
+    rms(z, dims) / rms(2, params.bands.head_dim()).at_least(SILENT_RMS as f32)
 }
 
 /// `[batch, kv_heads, n, 4]` for each query head, `[batch, heads, n, 4]`.
