@@ -133,7 +133,8 @@ pub enum Kind {
     Spikes,
     /// All the same.
     Constant,
-    /// Normal times 30; times 8 in f16, beyond which the naive scores overflow.
+    /// Normal times 30; times 8 in f16, beyond which the naive scores overflow; times 100 in
+    /// bf16.
     Large,
 }
 
@@ -160,6 +161,7 @@ pub fn random(kind: Kind, len: usize, dtype: DType, seed: u64) -> Vec<f32> {
                     }
                     Kind::Constant => 0.75,
                     Kind::Large if dtype == DType::F16 => 8.0 * x,
+                    Kind::Large if dtype == DType::BF16 => 100.0 * x,
                     Kind::Large => 30.0 * x,
                 },
                 dtype,
