@@ -10,7 +10,7 @@ use crate::bands::Bands;
 use crate::grid::BlockGrid;
 
 /// Over which blocks the calibration's RMS runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Calibration {
     /// All blocks of the call (the paper).

@@ -1,1 +1,15 @@
-//! x
+//! Prism attention kernels in CubeCL: pool, select, schedule, attend.
+
+pub mod band_mask;
+pub mod calibrate;
+pub mod capabilities;
+mod fixed;
+pub mod operand;
+pub mod pool;
+pub mod select;
+mod span;
+mod work;
+
+pub use capabilities::Capabilities;
+pub use operand::{Element, Operand};
+pub use span::Spans;

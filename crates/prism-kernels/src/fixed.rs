@@ -1,0 +1,93 @@
+//! Softmax masses in fixed point, as [`prism_core::select`] defines them: one subtraction and one
+//! multiplication in f32, then 32-bit integers, so that every device gets the same bits from the
+//! same scores.
+
+use cubecl::prelude::*;
+
+/// round(ln2^i / i! · 2³¹): 2^-f = Σ (−1)^i c_i f^i.
+pub(crate) const COEFFICIENTS: [u32; 11] = coefficients();
+
+const fn coefficients() -> [u32; 11] {
+    let mut out = [0; 11];
+    let (mut term, mut i) = (2_147_483_648.0_f64, 0);
+    while i < 11 {
+        out[i] = (term + 0.5) as u32;
+        i += 1;
+        term *= std::f64::consts::LN_2 / i as f64;
+    }
+    out
+}
+
+/// 2^(−x·log2 e) in Q30; 0 where that is less than 2^-30. `x` ≥ 0, or infinite.
+#[cube]
+pub(crate) fn weight(x: f32) -> u32 {
+    let t = x * comptime!(std::f32::consts::LOG2_E);
+    let small = t < 30.0f32;
+    let fixed = u32::cast_from(select(small, t, 0.0f32) * 67_108_864.0f32);
+    let whole = fixed >> 26u32;
+    let fraction = (fixed & 0x03ff_ffffu32) << 6u32;
+    let mut p = comptime!(COEFFICIENTS[10]).runtime();
+    #[unroll]
+    for i in 0..10usize {
+        p = comptime!(COEFFICIENTS[9 - i]) - fraction.mul_hi(p);
+    }
+    select(small, p >> (whole + 1u32), 0u32)
+}
+
+/// Sum of weights as two limbs: Σ w = high · 2¹⁶ + low. Exact for up to 65536 weights.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Total {
+    pub high: u32,
+    pub low: u32,
+}
+
+/// What turns weights into masses that sum to 2³⁰.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Normaliser {
+    reciprocal: u32,
+    shift: u32,
+}
+
+#[cube]
+impl Total {
+    pub fn normaliser(&self) -> Normaliser {
+        let high = self.high + (self.low >> 16u32);
+        let low = self.low & 0xffffu32;
+        // ⌊log2 total⌋ − 30; the heaviest weighs 2³⁰, so `high` ≥ 2¹⁴.
+        let shift = 17u32 - high.max(16384u32).leading_zeros();
+        let scaled = (high << (16u32 - shift)) | (low >> shift);
+        // ⌊2⁶¹ / scaled⌋, bit by bit.
+        let mut remainder = 0x4000_0000u32;
+        let mut quotient = 0u32;
+        if remainder >= scaled {
+            remainder -= scaled;
+            quotient = 1u32;
+        }
+        for _ in 0..31u32 {
+            remainder *= 2u32;
+            quotient *= 2u32;
+            if remainder >= scaled {
+                remainder -= scaled;
+                quotient += 1u32;
+            }
+        }
+        Normaliser { reciprocal: quotient, shift }
+    }
+}
+
+#[cube]
+impl Normaliser {
+    pub fn mass(&self, weight: u32) -> u32 {
+        (weight << 1u32).mul_hi(self.reciprocal) >> self.shift
+    }
+}
+
+/// A score as the softmax takes it: NaN counts as −∞, +∞ as the largest finite number.
+#[cube]
+pub(crate) fn usable(score: f32) -> f32 {
+    let bits = u32::reinterpret(score);
+    let magnitude = bits & 0x7fff_ffffu32;
+    let nan = magnitude > 0x7f80_0000u32;
+    let score = select(nan, f32::reinterpret(0xff80_0000u32), score);
+    select(bits == 0x7f80_0000u32, f32::MAX, score)
+}

@@ -1,0 +1,259 @@
+//! A plane a row. The cube scores a tile of rows together, each unit some of the keys, so that a
+//! key is read once for all of them; masses lie in shared memory where they fit.
+
+use cubecl::prelude::*;
+
+use super::rule::{Row, RuleShape, select_row, to_masses};
+use super::unit::{masked, total};
+use super::{SelectNumbers, SelectProblem, SelectShape, Selection, buffers, numbers, vector_size};
+use crate::capabilities::Capabilities;
+use crate::operand::buffer;
+use crate::span::{Spans, span};
+use crate::work::cube_count;
+
+/// Planes a cube.
+const PLANES: u32 = 8;
+/// Most rows a tile: what the registers of a unit hold scores for.
+const MOST_ROWS: usize = 8;
+/// Bytes of masses in memory, where shared memory doesn't hold those of one row.
+const SCRATCH: usize = 32 << 20;
+
+pub(super) fn launch(
+    client: &Client,
+    capabilities: &Capabilities,
+    problem: &SelectProblem,
+    selection: &Selection,
+    lanes: u32,
+) {
+    let [q_heads, _, dim] = problem.heads;
+    let key_blocks = prism_core::selection::extent(problem.grids).1;
+    let heads = problem.grids.len() * q_heads;
+    let bands = problem.bands.present().len();
+    let planes = PLANES.min(capabilities.units / lanes).max(1);
+    let units = planes * lanes;
+    // Two cubes a multiprocessor hide each other's barriers.
+    let budget = capabilities.shared_memory / 2;
+    let row_bytes = |rows: usize| rows * bands * (key_blocks + dim) * 4;
+    let most = MOST_ROWS.min(planes as usize);
+    let shared = (0..).map(|i| most >> i).take_while(|&rows| rows > 0).find(|&rows| {
+        row_bytes(rows) <= budget || (rows == 1 && row_bytes(1) <= capabilities.shared_memory)
+    });
+    let rows = shared.unwrap_or(most);
+    let tiles = heads * selection.rows.div_ceil(rows);
+    let cubes = match shared {
+        Some(_) => tiles,
+        None => (SCRATCH / (rows * bands * key_blocks * 4)).clamp(1, tiles),
+    };
+    let spans = Spans::new(client, problem.grids);
+    let shape = SelectShape {
+        block: problem.grids[0].block(),
+        dim,
+        bands: *problem.bands,
+        rule: RuleShape::new(problem.rule, lanes, bands as u32),
+        ragged: spans.ragged(),
+        rows,
+        units,
+        shared: shared.is_some(),
+        room: key_blocks,
+    };
+    let vector = vector_size(client, dim);
+    let words = if shared.is_some() { 1 } else { cubes * rows * bands * key_blocks };
+    let scratch = client.empty(words * 4);
+    let [q, k, factors, bits, counts, lengths] = buffers(problem, &spans, selection, vector);
+    // SAFETY: tiles beyond the rows write nothing, and each cube has its own scratch.
+    unsafe {
+        select_plane::launch_unchecked(
+            client,
+            cube_count(client, cubes),
+            CubeDim::new_2d(lanes, planes),
+            vector,
+            q,
+            k,
+            factors,
+            bits,
+            counts,
+            lengths,
+            buffer(&scratch, words),
+            numbers(problem, &spans, selection),
+            tiles,
+            cubes,
+            shape,
+        );
+    }
+}
+
+#[cube(launch_unchecked)]
+fn select_plane<N: Size>(
+    q_means: &[Vector<f32, N>],
+    k_means: &[Vector<f32, N>],
+    factors: &[f32],
+    words: &mut [u32],
+    counts: &mut [u32],
+    lengths: &[u32],
+    scratch: &mut [u32],
+    numbers: SelectNumbers,
+    tiles: usize,
+    cubes: usize,
+    #[comptime] shape: SelectShape,
+) {
+    let cube = CUBE_POS;
+    if cube >= cubes {
+        terminate!();
+    }
+    let per_row = comptime!(shape.rule.bands as usize * shape.room);
+    if comptime!(shape.shared) {
+        let mut masses = Shared::<[u32]>::new_slice(comptime!(shape.rows * per_row));
+        tile_of_rows::<N>(
+            q_means, k_means, factors, words, counts, lengths, &mut masses, &numbers, cube, 0usize,
+            shape,
+        );
+    } else {
+        let mut tile = cube;
+        while tile < tiles {
+            let start = cube * comptime!(shape.rows * per_row);
+            tile_of_rows::<N>(
+                q_means, k_means, factors, words, counts, lengths, scratch, &numbers, tile, start,
+                shape,
+            );
+            sync_cube();
+            tile += cubes;
+        }
+    }
+}
+
+/// Rows `tile · R ..` of one head.
+#[cube]
+fn tile_of_rows<N: Size>(
+    q_means: &[Vector<f32, N>],
+    k_means: &[Vector<f32, N>],
+    factors: &[f32],
+    words: &mut [u32],
+    counts: &mut [u32],
+    lengths: &[u32],
+    scratch: &mut [u32],
+    numbers: &SelectNumbers,
+    tile: usize,
+    start: usize,
+    #[comptime] shape: SelectShape,
+) {
+    let block = comptime!(shape.block);
+    let bands = comptime!(shape.rule.bands as usize);
+    let rows = comptime!(shape.rows);
+    let room = comptime!(shape.room);
+    let width = N::value();
+    let chunks = comptime!(shape.dim / width);
+    let tiles = numbers.rows.div_ceil(rows);
+    let head = tile / tiles;
+    let first_row = (tile % tiles) * rows;
+    let batch = head / numbers.q_heads;
+    let span = span(lengths, batch, numbers.q_len, numbers.kv_len, comptime!(shape.ragged));
+    let unit = UNIT_POS as usize;
+    let units = comptime!(shape.units as usize);
+
+    // The queries of the tile, one copy a band with the other dims zeroed.
+    let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(bands * rows * chunks));
+    #[unroll]
+    for i in 0..bands {
+        let z = comptime!(shape.bands.present()[i]);
+        let mut at = unit;
+        while at < rows * chunks {
+            let row = (first_row + at / chunks).min(numbers.rows - 1);
+            let line = head * numbers.rows + row;
+            let chunk = at % chunks;
+            let x = q_means[line * chunks + chunk];
+            let factor = factors[line * 2 + z];
+            queries[i * rows * chunks + at] =
+                masked::<N>(x, factor, chunk * width, comptime!(shape.bands), z);
+            at += units;
+        }
+    }
+    sync_cube();
+
+    // Scores of every row of the tile for the keys that its last row sees.
+    let last_row = (first_row + rows - 1).min(numbers.rows - 1);
+    let reach = (span.first_block(block) + last_row + 1).min(span.key_blocks(block));
+    let k_base = (head / numbers.group) * numbers.key_blocks;
+    let mut v = unit;
+    while v < reach {
+        let mut dots = Array::<Vector<f32, N>>::new(comptime!(bands * rows));
+        #[unroll]
+        for i in 0..bands * rows {
+            dots[i] = Vector::new(0.0f32);
+        }
+        #[unroll]
+        for c in 0..chunks {
+            let key = k_means[(k_base + v) * chunks + c];
+            #[unroll]
+            for i in 0..bands {
+                let z = comptime!(shape.bands.present()[i]);
+                if comptime!(shape.bands.touches(z, c * width, width)) {
+                    #[unroll]
+                    for r in 0..rows {
+                        dots[i * rows + r] += queries[(i * rows + r) * chunks + c] * key;
+                    }
+                }
+            }
+        }
+        #[unroll]
+        for i in 0..bands {
+            #[unroll]
+            for r in 0..rows {
+                scratch[start + (r * bands + i) * room + v] =
+                    u32::reinterpret(total::<N>(dots[i * rows + r]));
+            }
+        }
+        v += units;
+    }
+    sync_cube();
+
+    // Each plane its own row.
+    let lane = UNIT_POS_X as usize;
+    let own = UNIT_POS_Y as usize;
+    let row = first_row + own;
+    let there = own < rows && row < numbers.rows;
+    let causal = select(there, numbers.causal(&span, row, block), 0usize);
+    let dense = numbers.dense(&span, row, block);
+    let place = Row {
+        start: start + select(there, own, 0usize) * bands * room,
+        stride: room.runtime(),
+        causal: select(dense, 0usize, causal),
+        lane,
+    };
+    if place.causal > 0 {
+        #[unroll]
+        for i in 0..bands {
+            to_masses(scratch, &place, i, comptime!(shape.rule.lanes));
+        }
+    }
+    let rule = numbers.rule();
+    let selected = select_row(scratch, &place, &rule, comptime!(shape.rule));
+    // Lanes read each other's masses from here on.
+    sync_cube();
+    if there {
+        let line = head * numbers.rows + row;
+        let mut count = 0u32;
+        let mut w = lane;
+        while w < numbers.words_per_row {
+            let first = w * 32;
+            let mut word = 0u32;
+            for i in 0..32usize {
+                // Staggered, so that the lanes hit different banks.
+                let v = first + (i + lane) % 32;
+                if v < causal {
+                    let mut reads = dense;
+                    if !dense {
+                        reads = selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
+                    }
+                    word |= select(reads, 1u32, 0u32) << (v - first) as u32;
+                }
+            }
+            words[line * numbers.words_per_row + w] = word;
+            count += word.count_ones();
+            w += comptime!(shape.rule.lanes as usize);
+        }
+        let count = plane_sum(count);
+        if lane == 0 {
+            counts[line] = count;
+        }
+    }
+}
