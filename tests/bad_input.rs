@@ -282,6 +282,27 @@ fn q33_block_sizes(#[values(0, (1 << 20) + 1, usize::MAX)] block: usize) {
     assert!(matches!(error, PrismError::BlockSize { .. }), "{error}");
 }
 
+/// More blocks than a row's softmax can sum exactly: refused by what selects, not by dense.
+#[test]
+fn q33_more_blocks_than_a_row_can_have() {
+    let n = 65_537;
+    let kv = [1, 1, n, 4];
+    let shape = AttentionShape::new([1, 1, 2, 4], kv, kv).unwrap();
+    let config = PrismConfig::llama3().with_block(1).with_bands(2, 2).with_dense_below(0);
+    let options = AttentionOptions::default();
+    let (q, k) = (zeros([1, 1, 2, 4]), zeros(kv));
+    let error = select_blocks(q.clone(), k.clone(), &config, &options).unwrap_err();
+    assert_eq!(error, PrismError::RowBlocks { limit: 65_536, got: n });
+    let planned = plan(&config, &shape, None, DType::F32, &Device::flex()).unwrap_err();
+    let called = prism_attention(q.clone(), k.clone(), k.clone(), &config, &options).unwrap_err();
+    assert_eq!([&planned, &called], [&error; 2]);
+    let mut cache = PrismCache::new(&shape, n, 1, DType::F32, &Device::flex()).unwrap();
+    let cached =
+        config.init().forward_cached(q.clone(), k.clone(), k.clone(), &mut cache, &options);
+    assert_eq!((cached.unwrap_err(), cache.len()), (error, 0));
+    dense_attention(q, k.clone(), k, &options).unwrap();
+}
+
 #[rstest]
 fn q34_scale(#[values(0.0, -1.0, f64::NAN, f64::INFINITY)] scale: f64) {
     let config = PrismConfig { scale: Some(scale), ..PrismConfig::llama3() };

@@ -116,7 +116,9 @@ pub fn select_blocks(
     options: &AttentionOptions,
 ) -> Result<SelectedBlocks> {
     let shape = check::inputs(&q, &k, &k)?;
+    config.validate(shape.head_dim)?;
     let grids = check::grids(config.block, &shape, options.lengths.as_ref())?;
+    check::selectable(config, grids.iter().map(BlockGrid::kv_len).max().unwrap_or(0))?;
     let pooled_k = pool(k, &grids, Side::Keys);
     let history = Tensor::zeros([shape.batch, shape.q_heads, 4], (&q.device(), DType::F32));
     let pooled_q = pool(q, &grids, Side::Queries);

@@ -2,7 +2,9 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use prism_core::error::{PrismError, Result};
-use prism_core::{AttentionShape, BlockGrid, SequenceLengths};
+use prism_core::{AttentionShape, BlockGrid, SequenceLengths, masses};
+
+use crate::config::PrismConfig;
 
 /// Checks Q, K and V against each other: shapes, element types, devices.
 pub(crate) fn inputs(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Result<AttentionShape> {
@@ -42,6 +44,11 @@ pub(crate) fn grids(
         .into_iter()
         .map(|(q_len, kv_len)| BlockGrid::new(block, q_len, kv_len))
         .collect()
+}
+
+/// Checks that `keys` keys have masses under the given settings.
+pub(crate) fn selectable(config: &PrismConfig, keys: usize) -> Result<()> {
+    masses::check_row(keys.div_ceil(config.block))
 }
 
 /// Checks that a device has an element type.

@@ -2,7 +2,6 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use prism_core::SequenceLengths;
 use prism_core::error::Result;
 
 use crate::attention::{
@@ -87,13 +86,15 @@ impl PrismAttention {
         let options = attention::with_scale_of(options, &self.config);
         crate::config::resolve_scale(options.scale, q.dims()[3])?;
         cache.check_call(&q, &self.config, &options)?;
-        let queries = q.dims()[2];
+        let (queries, keys) = (q.dims()[2], cache.len() + k.dims()[2]);
+        let (path, reason) = plan::choose_path(&self.config, &[(queries, keys)], &q.device());
+        if path == Path::Sparse {
+            check::selectable(&self.config, keys)?;
+        }
         cache.append(k, v)?;
         let (keys, values) = (cache.keys(), cache.values());
         let shape = check::inputs(&q, &keys, &values)?;
-        let lengths = SequenceLengths::resolve(None, &shape)?;
         let grids = check::grids(self.config.block, &shape, None)?;
-        let (path, reason) = plan::choose_path(&self.config, &lengths, &q.device());
         // Decoding needs no statistics: nothing sparse follows it in the same prompt.
         let pooled_q = (queries > 1 && self.config.calibration == prism_core::Calibration::Causal
             || path == Path::Sparse)

@@ -71,7 +71,10 @@ pub fn plan(
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let scratch = match path {
         Path::Dense => 0,
-        Path::Sparse => cost.pooled_bytes + cost.selection_bytes,
+        Path::Sparse => {
+            check::selectable(config, lengths.iter().map(|&(_, kv)| kv).max().unwrap_or(0))?;
+            cost.pooled_bytes + cost.selection_bytes
+        }
     };
     Ok(Plan {
         path,

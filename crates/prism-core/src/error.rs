@@ -61,6 +61,14 @@ pub enum PrismError {
         /// The value got.
         got: usize,
     },
+    /// A row has more blocks than a softmax in fixed point can take.
+    #[error("a row can be selected from at most {limit} key blocks, got {got}: use larger blocks")]
+    RowBlocks {
+        /// Most key blocks a row.
+        limit: usize,
+        /// The number got.
+        got: usize,
+    },
     /// A number lies outside its range or is NaN.
     #[error("{name} must be {allowed}, got {got}")]
     OutOfRange {

@@ -4,8 +4,8 @@
 //! Training-free sparse prefill after *Prism: Spectral-Aware Block-Sparse Attention*
 //! (arXiv 2602.08426). Reading order: [`shape`] and [`grid`] (where tokens and blocks are),
 //! [`rope`] and [`bands`] (what pooling does to a head's dims), [`scores`] (how much blocks want
-//! each other), [`select`] (the rule), [`selection`] (its result), [`oracle`] (what right means),
-//! [`cost`] (what it takes).
+//! each other), [`masses`] (scores as probabilities), [`select`] (the rule), [`selection`] (its
+//! result), [`oracle`] (what right means), [`cost`] (what it takes).
 //!
 //! *block*: B consecutive positions. *density*: selected over causal blocks. *mass*: softmax
 //! probability. *LSE*: log-sum-exp of a row, natural log. Tensors are
@@ -15,6 +15,7 @@ pub mod bands;
 pub mod cost;
 pub mod error;
 pub mod grid;
+pub mod masses;
 pub mod oracle;
 pub mod rope;
 pub mod scores;

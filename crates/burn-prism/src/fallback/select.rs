@@ -209,7 +209,12 @@ fn scores<B: Backend>(q: Float<B>, k: Float<B>) -> Float<B> {
         .reshape([batch, heads, rows, blocks])
 }
 
-/// Softmax of scores as integers, as [`prism_core::select::integer_masses`]; −1 where `future`.
+/// Softmax of scores as integers, as [`prism_core::masses::integer_masses`] up to rounding; −1
+/// where `future`.
+///
+/// In floats: Burn's ints have no 64-bit products on every backend. A mass is off by up to about
+/// 1e-6 of it, hence only blocks that close to the budget's edge may come out otherwise than in the
+/// native implementations.
 fn masses<B: Backend>(scores: Float<B>, future: &Bool<B>) -> Int<B> {
     let unusable = scores.is_nan() | future.clone();
     let scores = scores.fill(&unusable, f32::NEG_INFINITY).at_most(f32::MAX);
