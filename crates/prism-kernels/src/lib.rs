@@ -1,5 +1,6 @@
 //! Prism attention kernels in CubeCL: pool, select, schedule, attend.
 
+pub mod attend;
 pub mod band_mask;
 pub mod calibrate;
 pub mod capabilities;
