@@ -1,6 +1,10 @@
-//! Repository tasks: `cargo xtask test`, `demo`, `fetch`, `help-text`, `support`.
+//! Repository tasks: `cargo xtask test`, `setup`, `demo`, `fetch`, `bless`.
 
+mod apt;
+mod llvm;
 mod model;
+mod python;
+mod vulkan;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,18 +12,26 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use vulkan::Vulkan;
+
 const USAGE: &str = "\
 cargo xtask TASK
 
-  test    format check, clippy, all tests and doc tests
+  test    set up, then format check, clippy, all tests and doc tests
+  setup   only make sure that the machine has what the tests need
   demo    fetch the model, build, and read an 8K-token document dense and with Prism
   fetch   fetch the model of the tests and the demo, and print its path
   bless   rewrite what the documentation generates from code: --help texts, the support table";
+
+/// Everything is checked with the CubeCL runtimes that need no GPU; the same features everywhere,
+/// so that nothing is built twice.
+const CHECKED: [&str; 3] = ["--workspace", "--features", "tests/cube"];
 
 fn main() -> Result<()> {
     let task = std::env::args().nth(1).unwrap_or_default();
     match task.as_str() {
         "test" => test(),
+        "setup" => set_up().map(|_| ()),
         "demo" => demo(),
         "fetch" => {
             println!("{}", model::fetch()?.display());
@@ -34,19 +46,39 @@ fn main() -> Result<()> {
     }
 }
 
+/// What the tests need of a machine beyond Rust and a C compiler.
+struct Machine {
+    model: PathBuf,
+    vulkan: Vulkan,
+}
+
+fn set_up() -> Result<Machine> {
+    let model = model::fetch()?;
+    eprintln!("model: {}", model.display());
+    eprintln!("LLVM: {}", llvm::set_up()?);
+    let vulkan = Vulkan::set_up()?;
+    eprintln!("Vulkan: {}", vulkan.describe());
+    Ok(Machine { model, vulkan })
+}
+
 fn test() -> Result<()> {
     let start = Instant::now();
-    let model = model::fetch()?;
+    let machine = set_up()?;
+    let tests = |args: &[&str]| {
+        let mut command = cargo();
+        command.args(args).args(CHECKED).env("PRISM_MODEL", &machine.model);
+        machine.vulkan.apply(&mut command);
+        command
+    };
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    run(cargo().args(["test", "--workspace", "--doc"]))?;
+    run(cargo().arg("clippy").args(CHECKED).args(["--all-targets", "--", "-D", "warnings"]))?;
+    run(&mut tests(&["test", "--doc"]))?;
     // Last, so that the runner's own closing line ends the output.
     if has_nextest() {
-        run(cargo().args(["nextest", "run", "--workspace"]).env("PRISM_MODEL", &model))?;
+        run(&mut tests(&["nextest", "run"]))?;
     } else {
         eprintln!("cargo-nextest is not installed: cargo test runs the tests instead");
-        let args = ["test", "--workspace", "--lib", "--bins", "--tests", "--examples"];
-        run(cargo().args(args).env("PRISM_MODEL", &model))?;
+        run(&mut tests(&["test", "--lib", "--bins", "--tests", "--examples"]))?;
     }
     eprintln!("all green after {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
