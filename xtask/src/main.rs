@@ -1,9 +1,10 @@
-//! Repository tasks: `cargo xtask test`, `setup`, `demo`, `fetch`, `bless`.
+//! Repository tasks: `cargo xtask test`, `setup`, `sass`, `demo`, `fetch`, `bless`.
 
 mod apt;
 mod llvm;
 mod model;
 mod python;
+mod sass;
 mod vulkan;
 
 use std::path::{Path, PathBuf};
@@ -17,21 +18,24 @@ use vulkan::Vulkan;
 const USAGE: &str = "\
 cargo xtask TASK
 
-  test    set up, then format check, clippy, all tests and doc tests
-  setup   only make sure that the machine has what the tests need
-  demo    fetch the model, build, and read an 8K-token document dense and with Prism
-  fetch   fetch the model of the tests and the demo, and print its path
-  bless   rewrite what the documentation generates from code: --help texts, the support table";
+  test            set up, then format check, clippy, doc tests, the CUDA kernels without a GPU, all tests
+  setup           only make sure that the machine has what the tests need
+  sass [KERNEL]   compile the CUDA kernels without a GPU: registers, spills, instructions; of KERNEL
+                  also the main loop's machine code, into target/sass
+  demo            fetch the model, build, and read an 8K-token document dense and with Prism
+  fetch           fetch the model of the tests and the demo, and print its path
+  bless           rewrite what the documentation generates from code: --help texts, the support table";
 
 /// Everything is checked with the CubeCL runtimes that need no GPU; the same features everywhere,
 /// so that nothing is built twice.
 const CHECKED: [&str; 3] = ["--workspace", "--features", "tests/cube"];
 
 fn main() -> Result<()> {
-    let task = std::env::args().nth(1).unwrap_or_default();
-    match task.as_str() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map_or("", String::as_str) {
         "test" => test(),
         "setup" => set_up().map(|_| ()),
+        "sass" => sass::show(args.get(1).map(String::as_str)),
         "demo" => demo(),
         "fetch" => {
             println!("{}", model::fetch()?.display());
@@ -73,6 +77,7 @@ fn test() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().arg("clippy").args(CHECKED).args(["--all-targets", "--", "-D", "warnings"]))?;
     run(&mut tests(&["test", "--doc"]))?;
+    sass::check()?;
     // Last, so that the runner's own closing line ends the output.
     if has_nextest() {
         run(&mut tests(&["nextest", "run"]))?;
@@ -92,14 +97,14 @@ fn has_nextest() -> bool {
 fn demo() -> Result<()> {
     let model = model::fetch()?;
     run(cargo().args(["build", "--release", "--package", "prism-cli"]))?;
-    let root = root()?;
-    let heatmap = root.join("target/selected-blocks.svg");
-    run(Command::new(root.join("target/release/prism"))
+    let target = target()?;
+    let heatmap = target.join("selected-blocks.svg");
+    run(Command::new(target.join("release/prism"))
         .arg("compare")
         .arg("--model")
         .arg(model)
         .arg("--file")
-        .arg(root.join("fixtures/smollm2/jargon.txt"))
+        .arg(root()?.join("fixtures/smollm2/jargon.txt"))
         .arg("--heatmap")
         .arg(heatmap))
 }
@@ -113,6 +118,12 @@ fn bless() -> Result<()> {
 fn root() -> Result<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(manifest.parent().context("xtask lies at the root of the disk")?.to_path_buf())
+}
+
+/// Cargo's folder of what it builds.
+fn target() -> Result<PathBuf> {
+    let set = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    Ok(root()?.join(set.unwrap_or_else(|| "target".into())))
 }
 
 fn cargo() -> Command {
