@@ -95,7 +95,7 @@ pub struct Check {
 /// What one or more programs measured in one stay on one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// The card and its driver.
+    /// The card as its driver names it; more may follow the name. `run.sh` gives it in `PRISM_GPU`.
     pub gpu: String,
     /// Year-month-day.
     pub date: String,
@@ -123,7 +123,9 @@ impl Run {
         let mut runs = runs.into_iter();
         let mut all = runs.next().context("there is no run to merge")?;
         for run in runs {
-            ensure!(run.gpu == all.gpu, "{:?} and {:?} are two cards", all.gpu, run.gpu);
+            let same = run.gpu.starts_with(&all.gpu) || all.gpu.starts_with(&run.gpu);
+            ensure!(same, "{:?} and {:?} are two cards", all.gpu, run.gpu);
+            all.gpu = std::cmp::max_by_key(all.gpu, run.gpu, String::len);
             if !all.command.split("; ").any(|command| command == run.command) {
                 all.command = format!("{}; {}", all.command, run.command);
             }
@@ -245,6 +247,9 @@ mod tests {
     #[test]
     fn two_cards_are_refused() {
         let mut other = run(vec![]);
+        other.gpu = "H200 with driver 580".into();
+        let merged = Run::merge([run(vec![]), other.clone()]).unwrap();
+        assert_eq!(merged.gpu, other.gpu);
         other.gpu = "H100".into();
         assert!(Run::merge([run(vec![]), other]).is_err());
         assert!(Run::merge([]).is_err());

@@ -1,6 +1,7 @@
-//! Repository tasks: `cargo xtask test`, `setup`, `sass`, `demo`, `fetch`, `bless`.
+//! Repository tasks: `cargo xtask test`, `setup`, `sass`, `gpu-bundle`, `demo`, `fetch`, `bless`.
 
 mod apt;
+mod bundle;
 mod llvm;
 mod model;
 mod python;
@@ -36,6 +37,7 @@ fn main() -> Result<()> {
         "test" => test(),
         "setup" => set_up().map(|_| ()),
         "sass" => sass::show(args.get(1).map(String::as_str)),
+        "gpu-bundle" => bundle::make(&args[1..]),
         "demo" => demo(),
         "fetch" => {
             println!("{}", model::fetch()?.display());
@@ -43,10 +45,10 @@ fn main() -> Result<()> {
         }
         "bless" => bless(),
         "" | "help" | "--help" | "-h" => {
-            println!("{USAGE}");
+            println!("{USAGE}\n{}", bundle::USAGE);
             Ok(())
         }
-        other => bail!("there is no task {other:?}\n\n{USAGE}"),
+        other => bail!("there is no task {other:?}\n\n{USAGE}\n{}", bundle::USAGE),
     }
 }
 
