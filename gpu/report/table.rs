@@ -3,7 +3,7 @@
 use super::{CUDNN, FLASH_ATTENTION_3, PARTS, Record, Run};
 
 impl Run {
-    /// The checks that failed, and every record with its ratios.
+    /// The checks that failed, the notes, and every record with its ratios.
     pub fn markdown(&self) -> String {
         let mut text = format!("{}, {}: `{}`\n\n", self.gpu, self.date, self.command);
         let failed: Vec<_> = self.checks.iter().filter(|check| !check.passed).collect();
@@ -14,7 +14,10 @@ impl Run {
         for check in failed {
             text += &format!("- failed: {}: {}\n", check.name, check.detail);
         }
-        text += "\
+        for note in &self.notes {
+            text += &format!("- {note}\n");
+        }
+        text += "
 | what | by | type | B, heads | length | d | density | ms | burst ms | TFLOP/s | GB/s | × FA3 | × cuDNN | note |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
