@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -204,7 +204,7 @@ def main() -> None:
     if not sources:
         sys.exit(f"{args.folder} holds no .cu file")
     jobs = [(path, arch, bool(args.kernel)) for path in sources for arch in ARCHITECTURES]
-    with ProcessPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
         reports = list(pool.map(assemble, *zip(*jobs)))
 
     (args.folder / "report.json").write_text(json.dumps(reports, indent=1))

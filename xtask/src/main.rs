@@ -64,6 +64,7 @@ fn set_up() -> Result<Machine> {
     eprintln!("LLVM: {}", llvm::set_up()?);
     let vulkan = Vulkan::set_up()?;
     eprintln!("Vulkan: {}", vulkan.describe());
+    eprintln!("NVRTC: {}", sass::set_up()?.display());
     Ok(Machine { model, vulkan })
 }
 

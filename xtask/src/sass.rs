@@ -1,7 +1,7 @@
 //! The CUDA kernels, compiled and read without a GPU: see `gpu/assemble.py`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -16,6 +16,11 @@ const PACKAGES: [&str; 4] = [
     "nvidia-cuda-cccl==13.0.85",
     "nvidia-cuda-nvdisasm==13.2.86",
 ];
+
+/// Where the compiler and the disassembler are, fetched first where they aren't there.
+pub fn set_up() -> Result<PathBuf> {
+    python::packages("nvrtc", &PACKAGES)
+}
 
 /// Emits and assembles `kernel`, or all of them.
 pub fn show(kernel: Option<&str>) -> Result<()> {
@@ -52,9 +57,8 @@ fn emit() -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn assemble(folder: &PathBuf) -> Result<Command> {
-    let packages = python::packages("nvrtc", &PACKAGES)?;
+fn assemble(folder: &Path) -> Result<Command> {
     let mut command = Command::new(python::python()?);
-    command.env("PYTHONPATH", packages).arg(root()?.join("gpu/assemble.py")).arg(folder);
+    command.env("PYTHONPATH", set_up()?).arg(root()?.join("gpu/assemble.py")).arg(folder);
     Ok(command)
 }
