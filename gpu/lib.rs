@@ -1,0 +1,3 @@
+//! What a GPU machine is asked, and what it answered.
+
+pub mod report;

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Checks and times the kernels on a GPU machine, beside their peers, from what `cargo xtask gpu-bundle`
+# packed.
+#
+#   gpu/run.sh check      the kernels against the oracle
+#   gpu/run.sh time       timings, peers before and after, one report
+#   gpu/run.sh all        both
+#   gpu/run.sh sanitize   small checks under compute-sanitizer's memcheck and racecheck
+#
+# Results go to $OUT: run.json, table.md, records.csv, latency.svg, breakdown.svg, run.log. Budgets in
+# seconds: CHECK_SECONDS, TIME_SECONDS, PEER_SECONDS (a pass). PEERS=0 leaves the peers out;
+# RUNNER_ARGS goes to `runner time`, PEER_ARGS to peers.py; BUNDLE and WORK name the folder of the
+# archives and the folder they are unpacked in.
+set -euo pipefail
+
+task=${1:-all}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+bundle=${BUNDLE:-$here/../.gpu}
+work=${WORK:-/tmp/prism-gpu}
+mkdir -p "$work"
+out=${OUT:-$work/out}
+mkdir -p "$out"
+# The end of the output is what a remote caller sees: the whole of it goes to a file too.
+exec > >(tee -a "$out/run.log") 2>&1
+tee=$!
+trap 'exec >&- 2>&-; wait $tee' EXIT
+
+unpack() {
+    for archive in "$bundle"/*.tar.xz; do
+        [ -e "$archive" ] || { echo "no archive in $bundle: cargo xtask gpu-bundle makes it"; exit 1; }
+        local marker=$work/.unpacked-$(basename "$archive")
+        if [ ! -e "$marker" ] || [ "$archive" -nt "$marker" ]; then
+            tar -xJf "$archive" -C "$work"
+            touch "$marker"
+        fi
+    done
+    # A bare bundle: the checkout beside this script has the fixtures.
+    [ -e "$work/fixtures" ] || ln -s "$here/../fixtures" "$work/fixtures"
+}
+
+# CubeCL panics without NVRTC and the CUDA headers: say it first.
+find_cuda() {
+    if [ -z "${CUDA_PATH:-}" ]; then
+        local nvcc
+        nvcc=$(readlink -f "$(command -v nvcc || true)" || true)
+        for folder in /usr/local/cuda "${nvcc%/bin/nvcc}" /usr/local/cuda-*; do
+            [ -e "$folder/include/cuda_fp16.h" ] && CUDA_PATH=$folder && break
+        done
+    fi
+    [ -e "${CUDA_PATH:-}/include/cuda_fp16.h" ] || { echo "no CUDA headers: set CUDA_PATH"; exit 1; }
+    export CUDA_PATH
+    libraries=$CUDA_PATH/lib64
+    for folder in "$CUDA_PATH"/targets/*/lib "$CUDA_PATH/lib" /usr/local/nvidia/lib64; do
+        [ -d "$folder" ] && libraries+=:$folder
+    done
+    libraries+=${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+
+name_gpu() {
+    PRISM_GPU=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)
+    # The name alone begins it: see Run::merge.
+    export PRISM_GPU=${PRISM_GPU/, / with driver }
+    nvidia-smi --query-gpu=name,temperature.gpu,power.draw,clocks.sm,utilization.gpu --format=csv
+}
+
+# limited SECONDS COMMAND...: the programs keep their own budgets; this ends one that hangs.
+limited() {
+    local limit=$(($1 + 60))
+    shift
+    echo "\$ $*"
+    timeout --kill-after=10 "$limit" "$@"
+}
+
+# runner SECONDS ARGS...: with CUDA's libraries, which torch must not see.
+runner() {
+    local limit=$1
+    shift
+    limited "$limit" env LD_LIBRARY_PATH="$libraries" "${sanitizer[@]}" "$work/bin/runner" "$@"
+}
+
+failed=0
+sanitizer=()
+part() { "$@" || { echo "failed ($?): $*"; failed=1; }; }
+
+check() {
+    part runner "${CHECK_SECONDS:-150}" check --out "$parts/check.json"
+}
+
+peers() {
+    [ "${PEERS:-1}" = 0 ] && return
+    # shellcheck disable=SC2086
+    PYTHONPATH=$work/peers${PYTHONPATH:+:$PYTHONPATH} part limited "${PEER_SECONDS:-75}" \
+        python3 "$here/peers.py" --seconds "${PEER_SECONDS:-75}" --out "$parts/$1" ${PEER_ARGS:-}
+}
+
+measure() {
+    # Before and after: what drifted in between shows in the spread.
+    peers peers-before.json
+    # shellcheck disable=SC2086
+    part runner "${TIME_SECONDS:-240}" time --seconds "${TIME_SECONDS:-240}" \
+        --out "$parts/time.json" ${RUNNER_ARGS:-}
+    peers peers-after.json
+}
+
+report() {
+    local found=()
+    for file in "$parts"/{check,time,peers-before,peers-after}.json; do
+        [ -e "$file" ] && found+=("$file")
+    done
+    if [ ${#found[@]} -gt 0 ] && ! "$work/bin/report" merge "$out" "${found[@]}"; then
+        # What was measured must not be lost with the report of it.
+        cp "${found[@]}" "$out"
+        failed=1
+    fi
+}
+
+sanitize() {
+    for tool in memcheck racecheck; do
+        sanitizer=(compute-sanitizer --tool "$tool" --error-exitcode 1)
+        part runner "${CHECK_SECONDS:-150}" check --small --out "$parts/$tool.json"
+    done
+}
+
+unpack
+find_cuda
+name_gpu
+parts=$work/parts
+rm -rf "$parts"
+mkdir -p "$parts"
+cd "$work"
+case $task in
+    check) check; report ;;
+    time) measure; report ;;
+    all) check; measure; report ;;
+    sanitize) sanitize ;;
+    *) echo "no task $task: check, time, all or sanitize"; exit 2 ;;
+esac
+exit $failed
