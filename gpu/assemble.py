@@ -27,7 +27,7 @@ from pathlib import Path
 ARCHITECTURES = ("sm_80", "sm_90a")
 # What only Hopper and later have: a kernel that uses one is not compiled for sm_80.
 HOPPER = re.compile(
-    r"wgmma|setmaxnreg|cp\.async\.bulk|CUtensorMap|stmatrix|mapa\.|__cluster_dims__|griddepcontrol"
+    r"wgmma|setmaxnreg|cp\.async\.bulk|__grid_constant__ CUtensorMap|stmatrix|mapa\.|__cluster_dims__|griddepcontrol"
 )
 TENSOR = ("HMMA", "HGMMA")
 SHOWN = (*TENSOR, "LDSM", "LDGSTS", "UTMALDG", "MUFU", "BAR", "SYNCS", "LDL", "STL")

@@ -13,7 +13,7 @@ use crate::capabilities::Capabilities;
 use crate::operand::buffer;
 use crate::pool::Pooled;
 use crate::span::{Spans, span};
-use crate::work::cube_count;
+use crate::work::{cube_count, launch};
 
 /// Units a head: each sums a stretch of blocks, then their sums are added in order.
 const STRETCHES: u32 = 64;
@@ -52,7 +52,8 @@ pub fn calibrate(
     };
     // SAFETY: each cube reads the energies of its own head and writes its own factors.
     unsafe {
-        calibrate_kernel::launch_unchecked(
+        launch!(
+            calibrate_kernel,
             client,
             cube_count(client, batch * q_heads),
             CubeDim::new_1d(stretches),
@@ -105,7 +106,7 @@ fn ratio(
     band.sqrt() / all.sqrt().max(comptime!(SILENT_RMS as f32))
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn calibrate_kernel(
     q_energy: &[Energy],
     k_energy: &[Energy],

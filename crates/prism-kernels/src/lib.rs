@@ -5,8 +5,11 @@ pub mod band_mask;
 pub mod calibrate;
 pub mod capabilities;
 mod fixed;
+#[cfg(feature = "offline")]
+pub mod offline;
 pub mod operand;
 pub mod pool;
+pub mod schedule;
 pub mod select;
 mod span;
 mod work;

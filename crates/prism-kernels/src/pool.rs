@@ -11,7 +11,7 @@ use crate::band_mask::BandMask;
 use crate::capabilities::Capabilities;
 use crate::operand::{Operand, buffer};
 use crate::span::{Spans, span};
-use crate::work::{cube_count, widest};
+use crate::work::{cube_count, widest, launch};
 
 /// Block means and band energies of one tensor.
 #[derive(Debug, Clone)]
@@ -116,7 +116,8 @@ fn launch(
     // SAFETY: units beyond `lines` return at once, and each line stays within its block, whose
     // rows lie in its tensor, and writes its own mean and energy.
     unsafe {
-        pool_kernel::launch_unchecked(
+        launch!(
+            pool_kernel,
             client,
             count,
             CubeDim::new_1d(units),
@@ -161,7 +162,7 @@ struct PoolShape {
     bands: BandMask,
 }
 
-#[cube(launch_unchecked, address_type = "dynamic")]
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn pool_kernel<E: Float, N: Size>(
     q: &Tensor<Vector<E, N>>,
     k: &Tensor<Vector<E, N>>,

@@ -2,6 +2,26 @@
 
 use cubecl::prelude::*;
 
+/// Launches a kernel: `launch!(kernel, client, cube_count, cube_dim, arguments..)`. While
+/// [`offline`](crate::offline) records, the kernel's CUDA source is written down instead, so that
+/// what is checked without a GPU is just what would have run.
+macro_rules! launch {
+    ($kernel:ident, $client:expr, $count:expr, $dim:expr, $($argument:expr),* $(,)?) => {{
+        #[cfg(feature = "offline")]
+        if let Some(target) = crate::offline::recording() {
+            let kernel = $kernel::create_dummy_kernel(
+                target.device.clone(), target.target.clone(), $count, $dim, $($argument),*
+            );
+            crate::offline::record(stringify!($kernel), kernel);
+        } else {
+            $kernel::launch_unchecked($client, $count, $dim, $($argument),*);
+        }
+        #[cfg(not(feature = "offline"))]
+        $kernel::launch_unchecked($client, $count, $dim, $($argument),*);
+    }};
+}
+pub(crate) use launch;
+
 /// `cubes` cubes in as few dims as the device's limits allow; kernels return where `CUBE_POS`
 /// exceeds their work.
 pub(crate) fn cube_count(client: &Client, cubes: usize) -> CubeCount {

@@ -5,7 +5,7 @@
 //! Three rungs compute the same: [`unit`] on any runtime, [`plane`] with subgroups, [`mma`] with
 //! tensor cores.
 
-// mod mma;
+mod mma;
 mod plane;
 mod softmax;
 mod unit;
@@ -23,9 +23,9 @@ use crate::capabilities::Capabilities;
 use crate::operand::{Element, Operand, buffer};
 use crate::select::Selection;
 use crate::span::Spans;
-use crate::work::cube_count;
+use crate::work::{cube_count, launch};
 
-// pub use mma::MmaShape;
+pub use mma::MmaShape;
 
 /// What to compute.
 #[derive(Debug, Clone, new)]
@@ -118,7 +118,7 @@ impl AttendRung {
             Self::Unit => Ok(()),
             Self::Plane => plane::check(capabilities, problem.q.shape[3]),
             Self::Mma => {
-                Err(RungError::NoTensorCores(problem.q.element))?;
+                mma::check(capabilities, problem.q.element, problem.q.shape[3])?;
                 let narrow = layout.into_iter().find(|(_, x)| x.vector_size(16) != 8);
                 narrow.map_or(Ok(()), |(name, _)| Err(RungError::Layout(name)))
             }
@@ -139,7 +139,7 @@ impl AttendRung {
     ) -> (Self, Vec<(Self, RungError)>) {
         let mut refused = Vec::new();
         for (rung, checked) in [
-            (Self::Mma, Err(RungError::NoTensorCores(element))),
+            (Self::Mma, mma::check(capabilities, element, dim)),
             (Self::Plane, plane::check(capabilities, dim)),
         ] {
             match checked {
@@ -170,21 +170,34 @@ pub fn attend_on(
         out: client.empty((lines * dim * size).max(size)),
         lse: problem.lse.then(|| client.empty((lines * 4).max(4))),
     };
-    if lines * dim == 0 {
-        return attended;
+    attend_into(client, capabilities, problem, &attended, rung);
+    attended
+}
+
+/// [`attend_on`] into existing outputs, contiguous and of the right size; every element is
+/// written.
+pub fn attend_into(
+    client: &Client,
+    capabilities: &Capabilities,
+    problem: &AttendProblem,
+    attended: &Attended,
+    rung: AttendRung,
+) {
+    let [batch, heads, q_len, dim] = problem.q.shape;
+    if batch * heads * q_len * dim == 0 {
+        return;
     }
     let full = |grid: &BlockGrid| grid.q_len() == q_len && grid.blind_queries() == 0;
     if !problem.grids.iter().all(full) {
-        clear(client, problem, &attended, lines);
+        clear(client, problem, attended, batch * heads * q_len);
     }
     if extent(problem.grids).0 > 0 {
         match rung {
-            AttendRung::Unit => unit::launch(client, capabilities, problem, &attended),
-            AttendRung::Plane => plane::launch(client, capabilities, problem, &attended),
-            AttendRung::Mma => {}
+            AttendRung::Unit => unit::launch(client, capabilities, problem, attended),
+            AttendRung::Plane => plane::launch(client, capabilities, problem, attended),
+            AttendRung::Mma => mma::launch(client, capabilities, problem, attended),
         }
     }
-    attended
 }
 
 /// Writes what queries without keys get.
@@ -193,7 +206,8 @@ fn clear(client: &Client, problem: &AttendProblem, attended: &Attended, lines: u
     let units = 64u32.min(client.properties().hardware.max_units_per_cube);
     // SAFETY: units past the end return.
     unsafe {
-        clear_kernel::launch_unchecked(
+        launch!(
+            clear_kernel,
             client,
             cube_count(client, elements.div_ceil(units as usize)),
             CubeDim::new_1d(units),
@@ -207,7 +221,7 @@ fn clear(client: &Client, problem: &AttendProblem, attended: &Attended, lines: u
     }
 }
 
-#[cube(launch_unchecked, address_type = "dynamic")]
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn clear_kernel<E: Float>(
     out: &mut [E],
     lse: &mut [f32],

@@ -10,7 +10,7 @@ use super::{AttendNumbers, AttendProblem, Attended, RungError, buffers, numbers}
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
 use crate::span::{Spans, span};
-use crate::work::cube_count;
+use crate::work::{cube_count, launch};
 
 /// Queries a plane.
 const QUERIES: usize = 4;
@@ -87,7 +87,8 @@ pub(super) fn launch(
     let out = buffer(&attended.out, problem.q.shape.iter().product::<usize>() / vector);
     // SAFETY: every query of an item lies in its sequence, and items past the end return.
     unsafe {
-        attend_plane::launch_unchecked(
+        launch!(
+            attend_plane,
             client,
             cube_count(client, items),
             CubeDim::new_2d(lanes as u32, planes as u32),
@@ -108,7 +109,7 @@ pub(super) fn launch(
     }
 }
 
-#[cube(launch_unchecked, address_type = "dynamic")]
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn attend_plane<E: Float, N: Size>(
     q: &Tensor<Vector<E, N>>,
     k: &Tensor<Vector<E, N>>,

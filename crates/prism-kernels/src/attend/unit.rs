@@ -9,7 +9,7 @@ use super::{AttendNumbers, AttendProblem, Attended, buffers, numbers};
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
 use crate::span::{Spans, span};
-use crate::work::{cube_count, widest};
+use crate::work::{cube_count, widest, launch};
 
 /// Queries a unit: each key and value is read once for all of them.
 const QUERIES: usize = 8;
@@ -47,7 +47,8 @@ pub(super) fn launch(
     let out = buffer(&attended.out, problem.q.shape.iter().product::<usize>() / vector);
     // SAFETY: every query of an item lies in its sequence, and items past the end return.
     unsafe {
-        attend_unit::launch_unchecked(
+        launch!(
+            attend_unit,
             client,
             cube_count(client, items.div_ceil(units as usize)),
             CubeDim::new_1d(units),
@@ -93,7 +94,7 @@ fn at<E: Float, N: Size>(
     Vector::cast_from(x[place])
 }
 
-#[cube(launch_unchecked, address_type = "dynamic")]
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn attend_unit<E: Float, N: Size>(
     q: &Tensor<Vector<E, N>>,
     k: &Tensor<Vector<E, N>>,

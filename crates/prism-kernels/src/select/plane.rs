@@ -9,7 +9,7 @@ use super::{SelectNumbers, SelectProblem, SelectShape, Selection, buffers, numbe
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
 use crate::span::{Spans, span};
-use crate::work::cube_count;
+use crate::work::{cube_count, launch};
 
 /// Planes a cube.
 const PLANES: u32 = 8;
@@ -62,7 +62,8 @@ pub(super) fn launch(
     let [q, k, factors, bits, counts, lengths] = buffers(problem, &spans, selection, vector);
     // SAFETY: tiles beyond the rows write nothing, and each cube has its own scratch.
     unsafe {
-        select_plane::launch_unchecked(
+        launch!(
+            select_plane,
             client,
             cube_count(client, cubes),
             CubeDim::new_2d(lanes, planes),
@@ -82,7 +83,7 @@ pub(super) fn launch(
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn select_plane<N: Size>(
     q_means: &[Vector<f32, N>],
     k_means: &[Vector<f32, N>],

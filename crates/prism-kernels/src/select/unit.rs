@@ -9,6 +9,7 @@ use crate::capabilities::Capabilities;
 use crate::operand::buffer;
 use crate::pool::in_band;
 use crate::span::{Spans, span};
+use crate::work::launch;
 
 /// Units on a GPU: enough to fill a small one; their slots bound the scratch memory.
 const GPU_UNITS: usize = 2048;
@@ -46,7 +47,8 @@ pub(super) fn launch(
     let [q, k, factors, bits, counts, lengths] = buffers(problem, &spans, selection, vector);
     // SAFETY: every row lies within the buffers, and each unit has its own slot of the scratch.
     unsafe {
-        select_unit::launch_unchecked(
+        launch!(
+            select_unit,
             client,
             CubeCount::Static(cubes as u32, 1, 1),
             CubeDim::new_1d(units),
@@ -64,7 +66,7 @@ pub(super) fn launch(
     }
 }
 
-#[cube(launch_unchecked)]
+#[cube(launch_unchecked, create_dummy_kernel)]
 fn select_unit<N: Size>(
     q_means: &[Vector<f32, N>],
     k_means: &[Vector<f32, N>],

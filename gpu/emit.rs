@@ -1,0 +1,80 @@
+//! `emit FOLDER`: the CUDA C++ of every kernel in the shapes that matter, without a GPU.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use cubecl::Device;
+use prism_core::bands::{BandRule, Bands};
+use prism_core::{BlockGrid, Calibration, Rope, SelectionRule};
+use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
+use prism_kernels::band_mask::BandMask;
+use prism_kernels::calibrate::calibrate;
+use prism_kernels::offline::{hopper, sources};
+use prism_kernels::pool::pool;
+use prism_kernels::select::{SelectProblem, select_blocks};
+use prism_kernels::{Element, Operand};
+
+#[derive(Parser)]
+struct Arguments {
+    /// Where the sources go, one file a kernel.
+    folder: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let folder = Arguments::parse().folder;
+    std::fs::create_dir_all(&folder).with_context(|| format!("can't create {}", folder.display()))?;
+    let client = Device::Cpu(Default::default()).client();
+    let mut all = BTreeMap::new();
+    for (element, name) in [(Element::BF16, "bf16"), (Element::F16, "f16"), (Element::F32, "f32")] {
+        for dim in [64, 80, 96, 128, 256] {
+            for (suffix, source) in kernels(&client, element, dim)? {
+                all.insert(format!("{suffix}_{name}_d{dim}"), source);
+            }
+        }
+    }
+    for (name, source) in &all {
+        let path = folder.join(format!("{name}.cu"));
+        std::fs::write(&path, source).with_context(|| format!("can't write {}", path.display()))?;
+    }
+    println!("{} kernels in {}", all.len(), folder.display());
+    Ok(())
+}
+
+/// Every kernel of a sparse and a dense call of a Llama-shaped layer.
+fn kernels(
+    client: &cubecl::client::Client,
+    element: Element,
+    dim: usize,
+) -> Result<Vec<(String, String)>> {
+    let (heads, kv_heads, len) = (8, 2, 1024);
+    let operand = |heads| Operand::contiguous(client.empty(4), [1, heads, len, dim], element);
+    let (q, k, v) = (operand(heads), operand(kv_heads), operand(kv_heads));
+    let grids = [BlockGrid::new(128, len, len)?];
+    let bands = Bands::new(BandRule::Auto, Some(&Rope::new(5e5)), dim, 128)?;
+    let mask = BandMask::new(&bands);
+    let rule = SelectionRule::default();
+    let capabilities = hopper();
+    let mut all = sources(|| {
+        let (pooled_q, pooled_k) = pool(client, &capabilities, &q, &k, &grids, &mask);
+        let shape = [heads, kv_heads, dim];
+        let factors = calibrate(
+            client, &capabilities, &pooled_q, &pooled_k, None, &grids, shape, &mask,
+            Calibration::Global,
+        );
+        let problem = SelectProblem::new(
+            &pooled_q.means, &pooled_k.means, &factors, shape, &grids, &mask, &rule, false,
+        );
+        select_blocks(client, &capabilities, &problem);
+    });
+    for rung in [AttendRung::Plane, AttendRung::Mma] {
+        let problem = AttendProblem::new(&q, &k, &v, &grids, None, None, 0.1, true);
+        if rung.check(&capabilities, &problem).is_ok() {
+            all.extend(sources(|| {
+                attend_on(client, &capabilities, &problem, rung);
+            }));
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,432 @@
+//! Every rung against the definition in f64 on sampled rows, with outputs poisoned beforehand;
+//! the selection against `prism_core` bit for bit, on scores that every order of summation gives.
+
+use cubecl::prelude::*;
+use gpu::report::{Check, Run};
+use prism_core::bands::{BandRule, Bands};
+use prism_core::selection::extent;
+use prism_core::{BlockGrid, BlockSelection, Budget, Calibration, Rope, SelectionRule, oracle};
+use prism_core::{AttentionShape, Side};
+use prism_kernels::attend::{AttendProblem, AttendRung, Attended, attend_into};
+use prism_kernels::band_mask::BandMask;
+use prism_kernels::calibrate::calibrate;
+use prism_kernels::pool::{pool, pool_one};
+use prism_kernels::schedule::schedule;
+use prism_kernels::select::{SelectProblem, SelectRung, Selection, select_blocks_on};
+use prism_kernels::{Element, Operand};
+use rayon::prelude::*;
+
+use crate::Gpu;
+use crate::data::{poisoned, read, tensor, value};
+
+const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
+
+/// `[batch, q_heads, kv_heads, q_len, kv_len, head_dim]`.
+type Dims = [usize; 6];
+
+pub fn check(gpu: &Gpu, small: bool, run: &mut Run) {
+    let mut cases: Vec<(Dims, usize, Option<Vec<(usize, usize)>>)> = Vec::new();
+    let groups = [(1, 1), (3, 1), (8, 2), (7, 1), (16, 2)];
+    for (i, len) in [1, 127, 128, 129].into_iter().enumerate() {
+        for (j, dim) in [64, 96, 128, 256].into_iter().enumerate() {
+            let (q_heads, kv_heads) = groups[(i + j) % groups.len()];
+            cases.push(([1, q_heads, kv_heads, len, len, dim], 128, None));
+        }
+    }
+    cases.push(([1, 4, 2, 200, 777, 128], 128, None));
+    cases.push(([1, 2, 2, 300, 200, 64], 64, None));
+    cases.push(([3, 4, 1, 300, 500, 128], 128, Some(vec![(300, 500), (1, 129), (256, 256)])));
+    cases.push(([1, 2, 1, 400, 400, 80], 48, None));
+    cases.push(([1, 2, 1, 300, 300, 112], 16, None));
+    cases.push(([2, 3, 1, 513, 513, 192], 128, None));
+    cases.push(([1, 2, 1, 300, 300, 32], 32, None));
+    if !small {
+        for (i, dim) in [64, 96, 128, 256].into_iter().enumerate() {
+            let (q_heads, kv_heads) = groups[(i + 1) % groups.len()];
+            cases.push(([1, q_heads, kv_heads, 4096, 4096, dim], 128, None));
+        }
+        cases.push(([1, 8, 2, 40_000, 40_000, 128], 128, None));
+        cases.push(([1, 4, 1, 10_000, 40_000, 64], 128, None));
+    }
+    for (dims, block, lengths) in cases {
+        for element in ELEMENTS {
+            attention(gpu, dims, block, lengths.as_deref(), element, run);
+        }
+    }
+    rule(gpu, run);
+    pooling(gpu, run);
+    far_strides(gpu, run);
+}
+
+fn grids(dims: Dims, block: usize, lengths: Option<&[(usize, usize)]>) -> Vec<BlockGrid> {
+    let [batch, _, _, q_len, kv_len, _] = dims;
+    let uniform = vec![(q_len, kv_len); batch];
+    let pairs = lengths.unwrap_or(&uniform).iter();
+    pairs.map(|&(q, kv)| BlockGrid::new(block, q, kv).expect("a block size in range")).collect()
+}
+
+/// Every causal block with probability `density`, the first and the diagonal always.
+pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> BlockSelection {
+    let (rows, key_blocks) = extent(grids);
+    let width = key_blocks.div_ceil(32);
+    let mut words = vec![0u32; grids.len() * heads * rows * width];
+    words.par_chunks_mut(width.max(1)).enumerate().for_each(|(line, words)| {
+        let (grid, row) = (&grids[line / rows / heads], line % rows);
+        if row < grid.rows() {
+            let causal = grid.causal_blocks(row);
+            for v in 0..causal {
+                let chance = value(77, line * key_blocks + v, Element::F32) / 8.0 + 0.5;
+                // The sum of four bytes is near normal: its quantile is close enough.
+                if v == 0 || v + 1 == causal || normal_below(chance, density) {
+                    words[v / 32] |= 1 << (v % 32);
+                }
+            }
+        }
+    });
+    let counts =
+        words.chunks(width.max(1)).map(|row| row.iter().map(|w| w.count_ones()).sum()).collect();
+    BlockSelection::from_words([grids.len(), heads, rows, key_blocks], words, counts)
+        .expect("words of this shape")
+}
+
+/// Whether a value of the hash, scaled to about [0, 1], falls into its lowest `share`.
+fn normal_below(chance: f64, share: f64) -> bool {
+    // Inverse of the logistic approximation of the normal distribution.
+    let z = (chance - 0.5) * 8.0 / 1.15;
+    1.0 / (1.0 + (-1.702 * z).exp()) < share
+}
+
+pub fn upload(gpu: &Gpu, selection: &BlockSelection) -> Selection {
+    let bytes = |x: &[u32]| -> Vec<u8> {
+        if x.is_empty() { vec![0; 4] } else { bytemuck::cast_slice(x).to_vec() }
+    };
+    Selection {
+        words: gpu.client.create_from_slice(&bytes(selection.words())),
+        counts: gpu.client.create_from_slice(&bytes(selection.counts())),
+        rows: selection.shape()[2],
+        words_per_row: selection.words_per_row(),
+    }
+}
+
+fn attention(
+    gpu: &Gpu,
+    dims: Dims,
+    block: usize,
+    lengths: Option<&[(usize, usize)]>,
+    element: Element,
+    run: &mut Run,
+) {
+    let [batch, q_heads, kv_heads, q_len, kv_len, dim] = dims;
+    let grids = grids(dims, block, lengths);
+    let q = tensor(gpu, 1, [batch, q_heads, q_len, dim], element);
+    // K and V as a cache of room for more holds them: strided views.
+    let room = kv_len + 37;
+    let view = |seed| {
+        let cache = tensor(gpu, seed, [batch, kv_heads, room, dim], element);
+        Operand { shape: [batch, kv_heads, kv_len, dim], ..cache }
+    };
+    let (k, v) = (view(2), view(3));
+    let scale = 1.0 / (dim as f64).sqrt();
+    let host = random_selection(&grids, q_heads, 0.3);
+    let selection = upload(gpu, &host);
+    let heads = [batch, q_heads, kv_heads];
+    let order = schedule(&gpu.client, &gpu.capabilities, &selection, heads, extent(&grids).1);
+    let rows = sample(&grids, q_heads, q_len);
+    for sparse in [false, true] {
+        let want: Vec<(Vec<f64>, f64)> = rows
+            .par_iter()
+            .map(|&row| exact(dims, room, &grids, sparse.then_some(&host), row, scale, element))
+            .collect();
+        let chosen = sparse.then_some(&selection);
+        let problem =
+            AttendProblem::new(&q, &k, &v, &grids, chosen, sparse.then_some(&order), scale, true);
+        for rung in AttendRung::LADDER {
+            // The slow rungs on the long prompts only where nothing quicker is there.
+            let skip = rung == AttendRung::Unit && kv_len > 1000
+                || rung == AttendRung::Plane && kv_len > 5000 && element != Element::F32;
+            if skip || rung.check(&gpu.capabilities, &problem).is_err() {
+                continue;
+            }
+            let lines = batch * q_heads * q_len;
+            let attended = Attended {
+                out: poisoned(gpu, lines * dim, element),
+                lse: Some(poisoned(gpu, lines, Element::F32)),
+            };
+            attend_into(&gpu.client, &gpu.capabilities, &problem, &attended, rung);
+            let out = read(gpu, &attended.out, element);
+            let lse = read(gpu, attended.lse.as_ref().expect("asked for"), Element::F32);
+            let detail = compare(&rows, &want, &out, &lse, dims, element);
+            let name = format!(
+                "attend {rung} {element:?} {dims:?} block {block} {} {}",
+                if sparse { "sparse" } else { "dense" },
+                if lengths.is_some() { "ragged" } else { "" },
+            );
+            push(run, name, detail);
+        }
+    }
+}
+
+fn push(run: &mut Run, name: String, result: Result<String, String>) {
+    let (passed, detail) = match result {
+        Ok(detail) => (true, detail),
+        Err(detail) => (false, detail),
+    };
+    if !passed {
+        println!("FAILED {name}: {detail}");
+    }
+    run.checks.push(Check { name, passed, detail });
+}
+
+/// Sampled queries, as (sequence, head, query): edges of blocks, ends, and some between.
+fn sample(grids: &[BlockGrid], heads: usize, q_len: usize) -> Vec<(usize, usize, usize)> {
+    let mut queries: Vec<usize> = vec![0, 1, 15, 16, 63, 64, 65, 127, 128, 129];
+    queries.extend([q_len / 3, q_len / 2, q_len.saturating_sub(2), q_len - 1]);
+    queries.retain(|&i| i < q_len);
+    queries.sort_unstable();
+    queries.dedup();
+    let mut rows = Vec::new();
+    for b in 0..grids.len() {
+        for h in [0, heads / 2, heads - 1] {
+            rows.extend(queries.iter().map(|&i| (b, h, i)));
+        }
+    }
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}
+
+/// Output and LSE of one query in f64.
+pub fn exact(
+    [_, q_heads, kv_heads, q_len, _, dim]: Dims,
+    room: usize,
+    grids: &[BlockGrid],
+    selection: Option<&BlockSelection>,
+    (b, h, i): (usize, usize, usize),
+    scale: f64,
+    element: Element,
+) -> (Vec<f64>, f64) {
+    let grid = &grids[b];
+    let visible = if i < grid.q_len() { grid.visible_keys(i) } else { 0 };
+    let kv_base = (b * kv_heads + h * kv_heads / q_heads) * room;
+    let q_base = ((b * q_heads + h) * q_len + i) * dim;
+    let q: Vec<f64> = (0..dim).map(|c| value(1, q_base + c, element)).collect();
+    let row = visible.checked_sub(1).map(|position| position / grid.block() - grid.first_block());
+    let reads = |j: usize| match (selection, row) {
+        (Some(selection), Some(row)) => selection.contains(b, h, row, j / grid.block()),
+        _ => true,
+    };
+    let keys: Vec<usize> = (0..visible).filter(|&j| reads(j)).collect();
+    let scores: Vec<f64> = keys
+        .iter()
+        .map(|&j| {
+            let base = (kv_base + j) * dim;
+            scale * (0..dim).map(|c| q[c] * value(2, base + c, element)).sum::<f64>()
+        })
+        .collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    let mut out = vec![0.0; dim];
+    for (&j, score) in keys.iter().zip(&scores) {
+        let weight = (score - max).exp() / total;
+        let base = (kv_base + j) * dim;
+        out.iter_mut().enumerate().for_each(|(c, o)| *o += weight * value(3, base + c, element));
+    }
+    (out, if keys.is_empty() { f64::NEG_INFINITY } else { max + total.ln() })
+}
+
+/// Relative error of all sampled rows, the worst cosine, the worst LSE; `Err` past a limit.
+fn compare(
+    rows: &[(usize, usize, usize)],
+    want: &[(Vec<f64>, f64)],
+    out: &[f32],
+    lse: &[f32],
+    [_, q_heads, _, q_len, _, dim]: Dims,
+    element: Element,
+) -> Result<String, String> {
+    let (mut error, mut norm, mut cosine, mut worst_lse) = (0.0, 0.0, 1.0f64, 0.0f64);
+    for (&(b, h, i), (exact, exact_lse)) in rows.iter().zip(want) {
+        let line = (b * q_heads + h) * q_len + i;
+        let got = &out[line * dim..][..dim];
+        let (mut dot, mut squares, mut own) = (0.0, 0.0, 0.0);
+        for (&got, exact) in got.iter().zip(exact) {
+            let got = f64::from(got);
+            error += (got - exact).powi(2);
+            squares += exact * exact;
+            dot += got * exact;
+            own += got * got;
+        }
+        norm += squares;
+        if squares > 0.0 {
+            cosine = cosine.min(dot / (squares * own).sqrt());
+        } else if own != 0.0 {
+            return Err(format!("row {b} {h} {i} should be 0"));
+        }
+        let lse = f64::from(lse[line]);
+        if lse != *exact_lse {
+            worst_lse = worst_lse.max((lse - exact_lse).abs());
+        }
+        if lse.is_nan() {
+            return Err(format!("LSE of row {b} {h} {i} is NaN"));
+        }
+    }
+    let relative = if norm > 0.0 { (error / norm).sqrt() } else { error.sqrt() };
+    let (limit, lse_limit) = match element {
+        Element::F32 => (1e-5, 1e-4),
+        Element::F16 => (1e-3, 1e-3),
+        Element::BF16 => (6e-3, 1e-3),
+    };
+    let detail = format!("error {relative:.2e}, cosine {cosine:.7}, LSE {worst_lse:.1e}");
+    if relative < limit && cosine > 0.9999 && worst_lse < lse_limit { Ok(detail) } else { Err(detail) }
+}
+
+/// The rule on pooled vectors of small integers and factors that are powers of two: every order
+/// of summation gives the same scores, so the selections must be equal bit for bit.
+fn rule(gpu: &Gpu, run: &mut Run) {
+    let Gpu { client, capabilities } = gpu;
+    let plain = SelectionRule::default();
+    let bare = SelectionRule { sink_blocks: 0, recent_blocks: 0, dense_last_blocks: 0, ..plain };
+    let rules = [
+        plain,
+        SelectionRule { budget: Budget::Mass(0.9), ..bare },
+        SelectionRule { budget: Budget::TopK(7), ..bare },
+        SelectionRule { budget: Budget::TopK(1), min_blocks: 9, ..bare },
+        SelectionRule { budget: Budget::Mass(0.8), max_blocks: Some(5), ..plain },
+    ];
+    let dim = 64;
+    let bands = Bands::new(BandRule::Dims { high: 16, low: 64 }, Some(&Rope::new(1e4)), dim, 128)
+        .expect("bands of a head");
+    let mask = BandMask::new(&bands);
+    for key_blocks in [1, 31, 32, 33, 257, 1024, 8192, 9000] {
+        let rows = 16.min(key_blocks);
+        let (q_len, kv_len) = (rows * 128, key_blocks * 128);
+        let shape = AttentionShape::new(
+            [1, 4, q_len, dim], [1, 2, kv_len, dim], [1, 2, kv_len, dim],
+        )
+        .expect("a shape");
+        let grids = [BlockGrid::new(128, q_len, kv_len).expect("a grid")];
+        let whole = |seed, len| -> Vec<f32> {
+            (0..len).map(|i| (value(seed, i, Element::F32) * 1.2).round() as f32).collect()
+        };
+        let (q, k) = (whole(5, 4 * rows * dim), whole(6, 2 * key_blocks * dim));
+        let (q_means, k_means) =
+            (client.create_from_slice(f32::as_bytes(&q)), client.create_from_slice(f32::as_bytes(&k)));
+        // 1/√16 and 1/√64.
+        let factors: Vec<f32> = (0..4 * rows).flat_map(|_| [0.25, 0.125]).collect();
+        let factors = client.create_from_slice(f32::as_bytes(&factors));
+        for rule in &rules {
+            let want = oracle::select(&q, &k, &shape, &grids, &bands, Calibration::Off, rule);
+            let problem = SelectProblem::new(
+                &q_means, &k_means, &factors, [4, 2, dim], &grids, &mask, rule, false,
+            );
+            for rung in [SelectRung::Plane, SelectRung::Unit] {
+                let got = select_blocks_on(client, capabilities, &problem, rung);
+                let bytes = client.read_one(got.words.clone()).expect("the kernel ran");
+                let words: &[u32] = bytemuck::cast_slice(&bytes);
+                let differing: u32 =
+                    words.iter().zip(want.words()).map(|(a, b)| (a ^ b).count_ones()).sum();
+                let bytes = client.read_one(got.counts.clone()).expect("the kernel ran");
+                let counts_equal = bytemuck::cast_slice::<_, u32>(&bytes) == want.counts();
+                let name = format!("select {rung:?} {key_blocks} blocks {:?}", rule.budget);
+                let detail = format!("{differing} bits differ, counts equal: {counts_equal}");
+                push(run, name, if differing == 0 && counts_equal { Ok(detail) } else { Err(detail) });
+            }
+        }
+    }
+}
+
+/// Block means of every element type, and the factors of each calibration.
+fn pooling(gpu: &Gpu, run: &mut Run) {
+    let Gpu { client, capabilities } = gpu;
+    for (dims, block) in [([1, 4, 2, 1000, 1500, 128], 128), ([2, 3, 1, 300, 300, 80], 48)] {
+        let [batch, q_heads, kv_heads, q_len, kv_len, dim]: Dims = dims;
+        let grids = grids(dims, block, None);
+        let bands = Bands::new(BandRule::Auto, Some(&Rope::new(5e5)), dim, block).expect("bands");
+        let mask = BandMask::new(&bands);
+        for element in ELEMENTS {
+            let q = tensor(gpu, 1, [batch, q_heads, q_len, dim], element);
+            let k = tensor(gpu, 2, [batch, kv_heads, kv_len, dim], element);
+            let (pooled_q, pooled_k) = pool(client, capabilities, &q, &k, &grids, &mask);
+            let all = |seed, len: usize| -> Vec<f64> {
+                (0..len).map(|i| value(seed, i, element)).collect()
+            };
+            let want_q = oracle::pool_queries(
+                &all(1, batch * q_heads * q_len * dim), q_heads, q_len, dim, &grids,
+            );
+            let want_k = oracle::pool_keys(
+                &all(2, batch * kv_heads * kv_len * dim), kv_heads, kv_len, dim, &grids,
+            );
+            let alone = pool_one(client, capabilities, &k, &grids, Side::Keys);
+            for (name, got, want) in
+                [("q", &pooled_q, &want_q), ("k", &pooled_k, &want_k), ("k alone", &alone, &want_k)]
+            {
+                let got = read(gpu, &got.means, Element::F32);
+                let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let what = format!("pool {name} {element:?} {dims:?}");
+                let detail = format!("largest error {worst:.1e}");
+                push(run, what, if worst < 1e-5 { Ok(detail) } else { Err(detail) });
+            }
+            let heads = [q_heads, kv_heads, dim];
+            for mode in [Calibration::Global, Calibration::Causal, Calibration::Off] {
+                let factors = calibrate(
+                    client, capabilities, &pooled_q, &pooled_k, None, &grids, heads, &mask, mode,
+                );
+                let finite = read(gpu, &factors, Element::F32).iter().all(|x| x.is_finite());
+                let what = format!("calibrate {mode:?} {element:?} {dims:?}");
+                push(run, what, if finite { Ok(String::new()) } else { Err("not finite".into()) });
+            }
+        }
+    }
+}
+
+/// Offsets beyond 2³¹ elements: a stride between heads of 2³¹ + 128, within a large but sparse
+/// buffer.
+fn far_strides(gpu: &Gpu, run: &mut Run) {
+    let Gpu { client, capabilities } = gpu;
+    let (len, dim, element) = (200, 64, Element::BF16);
+    let stride = (1usize << 31) + 128;
+    let near = tensor(gpu, 2, [1, 2, len, dim], element);
+    let far = client.empty((stride + len * dim) * element.size());
+    // SAFETY: both heads of `len · dim` elements lie in the buffers.
+    unsafe {
+        spread::launch_unchecked(
+            client,
+            CubeCount::Static(len as u32, 2, 1),
+            CubeDim::new_1d(dim as u32),
+            cubecl::ir::AddressType::U64,
+            BufferArg::from_raw_parts(near.handle.clone(), 2 * len * dim),
+            BufferArg::from_raw_parts(far.clone(), stride + len * dim),
+            len,
+            stride,
+            element.elem_type(),
+        );
+    }
+    let k = Operand::new(far, [1, 2, len, dim], [2 * stride, stride, dim, 1], element);
+    let q = tensor(gpu, 1, [1, 2, len, dim], element);
+    let grids = [BlockGrid::new(128, len, len).expect("a grid")];
+    for rung in AttendRung::LADDER {
+        let run_on = |k: &Operand| {
+            let problem = AttendProblem::new(&q, k, k, &grids, None, None, 0.1, false);
+            let attended = Attended { out: poisoned(gpu, 2 * len * dim, element), lse: None };
+            rung.check(capabilities, &problem).ok()?;
+            attend_into(client, capabilities, &problem, &attended, rung);
+            Some(read(gpu, &attended.out, element))
+        };
+        let (near, far) = (run_on(&near), run_on(&k));
+        let equal = near == far && near.is_some_and(|x| x.iter().all(|x| x.is_finite()));
+        let name = format!("attend {rung} with offsets beyond 2^31");
+        push(run, name, if equal { Ok(String::new()) } else { Err("differs".into()) });
+    }
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn spread<E: Float>(
+    near: &[E],
+    far: &mut [E],
+    len: usize,
+    stride: usize,
+    #[define(E)] _element: ElemType,
+) {
+    let at = CUBE_POS_X as usize * CUBE_DIM as usize + UNIT_POS as usize;
+    let head = CUBE_POS_Y as usize;
+    far[head * stride + at] = near[head * len * CUBE_DIM as usize + at];
+}
