@@ -24,7 +24,7 @@ const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
 /// `[batch, q_heads, kv_heads, q_len, kv_len, head_dim]`.
 type Dims = [usize; 6];
 
-pub fn check(gpu: &Gpu, small: bool, run: &mut Run) {
+pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut Run) {
     let mut cases: Vec<(Dims, usize, Option<Vec<(usize, usize)>>)> = Vec::new();
     let groups = [(1, 1), (3, 1), (8, 2), (7, 1), (16, 2)];
     for (i, len) in [1, 127, 128, 129].into_iter().enumerate() {
@@ -48,14 +48,19 @@ pub fn check(gpu: &Gpu, small: bool, run: &mut Run) {
         cases.push(([1, 8, 2, 40_000, 40_000, 128], 128, None));
         cases.push(([1, 4, 1, 10_000, 40_000, 64], 128, None));
     }
+    let mut tasks: Vec<Box<dyn Fn(&mut Run)>> = Vec::new();
     for (dims, block, lengths) in cases {
         for element in ELEMENTS {
-            attention(gpu, dims, block, lengths.as_deref(), element, run);
+            let lengths = lengths.clone();
+            tasks.push(Box::new(move |run| {
+                attention(gpu, dims, block, lengths.as_deref(), element, run);
+            }));
         }
     }
-    rule(gpu, run);
-    pooling(gpu, run);
-    far_strides(gpu, run);
+    tasks.push(Box::new(|run| rule(gpu, run)));
+    tasks.push(Box::new(|run| pooling(gpu, run)));
+    tasks.push(Box::new(|run| far_strides(gpu, run)));
+    tasks.iter().enumerate().filter(|(i, _)| i % shards == shard).for_each(|(_, task)| task(run));
 }
 
 fn grids(dims: Dims, block: usize, lengths: Option<&[(usize, usize)]>) -> Vec<BlockGrid> {

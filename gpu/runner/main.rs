@@ -26,6 +26,13 @@ enum Task {
         /// Small shapes only.
         #[arg(long)]
         small: bool,
+        /// This part of the cases, of `--shards`: compiling them is most of the time, and goes on
+        /// in as many processes as there are.
+        #[arg(long, default_value_t = 0)]
+        shard: usize,
+        /// Parts in all.
+        #[arg(long, default_value_t = 1)]
+        shards: usize,
         /// Where the result goes.
         #[arg(long)]
         out: PathBuf,
@@ -46,7 +53,9 @@ enum Task {
 
 /// The device and what is known of it.
 pub struct Gpu {
+    /// Where kernels are launched.
     pub client: Client,
+    /// What the kernels are chosen by.
     pub capabilities: Capabilities,
 }
 
@@ -62,8 +71,8 @@ fn main() -> Result<()> {
         ..Run::default()
     };
     match task {
-        Task::Check { small, out } => {
-            check::check(&gpu, small, &mut run);
+        Task::Check { small, shard, shards, out } => {
+            check::check(&gpu, small, (shard, shards), &mut run);
             write(&run, &out)?;
             let failed = run.checks.iter().filter(|check| !check.passed).count();
             println!("{} checks, {failed} failed", run.checks.len());

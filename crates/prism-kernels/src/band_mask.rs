@@ -41,6 +41,17 @@ impl BandMask {
         (start..start + len).any(|c| self.band(z)[c / 32] >> (c % 32) & 1 == 1)
     }
 
+    /// Runs of vectors of `width` dims of a head of `dim` that touch the same bands: first, end,
+    /// and whether they touch each.
+    pub fn segments(&self, dim: usize, width: usize) -> Vec<(usize, usize, [bool; 2])> {
+        let touched = |c: usize| [0, 1].map(|z| self.touches(z, c * width, width));
+        let chunks: Vec<usize> = (0..dim / width).collect();
+        chunks
+            .chunk_by(|&a, &b| touched(a) == touched(b))
+            .map(|run| (run[0], run[run.len() - 1] + 1, touched(run[0])))
+            .collect()
+    }
+
     /// Bands that hold dims, by index.
     pub fn present(&self) -> Vec<usize> {
         (0..2).filter(|&z| self.width(z) > 0).collect()

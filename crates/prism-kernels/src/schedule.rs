@@ -62,7 +62,7 @@ fn schedule_kernel(
     }
     let base = CUBE_POS * lines;
     let unit = UNIT_POS as usize;
-    let mut places = Shared::<[Atomic<u32>]>::new_slice(BINS);
+    let places = Shared::<[Atomic<u32>]>::new_slice(BINS);
     let mut bin = unit;
     while bin < BINS {
         places[bin].store(0u32);

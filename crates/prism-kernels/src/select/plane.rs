@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 
 use super::rule::{Row, RuleShape, select_row, to_masses};
-use super::unit::{masked, total};
+use super::unit::masked;
 use super::{SelectNumbers, SelectProblem, SelectShape, Selection, buffers, numbers, vector_size};
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
@@ -49,7 +49,7 @@ pub(super) fn launch(
         block: problem.grids[0].block(),
         dim,
         bands: *problem.bands,
-        rule: RuleShape::new(problem.rule, lanes, bands as u32),
+        rule: RuleShape::new(problem.rule, lanes, bands as u32, capabilities.copy_async),
         ragged: spans.ragged(),
         rows,
         units,
@@ -174,23 +174,36 @@ fn tile_of_rows<N: Size>(
     let last_row = (first_row + rows - 1).min(numbers.rows - 1);
     let reach = (span.first_block(block) + last_row + 1).min(span.key_blocks(block));
     let k_base = (head / numbers.group) * numbers.key_blocks;
+    // Two keys a unit: each query that is read serves both.
     let mut v = unit;
     while v < reach {
-        let mut dots = Array::<Vector<f32, N>>::new(comptime!(bands * rows));
+        let other = (v + units).min(reach - 1);
+        let mut dots = Array::<f32>::new(comptime!(2 * bands * rows));
         #[unroll]
-        for i in 0..bands * rows {
-            dots[i] = Vector::new(0.0f32);
+        for i in 0..2 * bands * rows {
+            dots[i] = 0.0f32;
         }
+        let segments = comptime!(shape.bands.segments(shape.dim, width));
         #[unroll]
-        for c in 0..chunks {
-            let key = k_means[(k_base + v) * chunks + c];
-            #[unroll]
-            for i in 0..bands {
-                let z = comptime!(shape.bands.present()[i]);
-                if comptime!(shape.bands.touches(z, c * width, width)) {
-                    #[unroll]
-                    for r in 0..rows {
-                        dots[i * rows + r] += queries[(i * rows + r) * chunks + c] * key;
+        for s in 0..comptime!(segments.len()) {
+            let (from, to, touches) = comptime!(segments[s]);
+            for c in from..to {
+                let near = k_means[(k_base + v) * chunks + c];
+                let far = k_means[(k_base + other) * chunks + c];
+                #[unroll]
+                for i in 0..bands {
+                    if comptime!(touches[shape.bands.present()[i]]) {
+                        #[unroll]
+                        for r in 0..rows {
+                            let query = queries[(i * rows + r) * chunks + c];
+                            let at = (i * rows + r) * 2;
+                            #[unroll]
+                            for e in 0..width {
+                                let x = query.extract(e);
+                                dots[at] = fma(x, near.extract(e), dots[at]);
+                                dots[at + 1] = fma(x, far.extract(e), dots[at + 1]);
+                            }
+                        }
                     }
                 }
             }
@@ -199,11 +212,15 @@ fn tile_of_rows<N: Size>(
         for i in 0..bands {
             #[unroll]
             for r in 0..rows {
-                scratch[start + (r * bands + i) * room + v] =
-                    u32::reinterpret(total::<N>(dots[i * rows + r]));
+                let place = start + (r * bands + i) * room;
+                let at = (i * rows + r) * 2;
+                scratch[place + v] = u32::reinterpret(dots[at]);
+                if v + units < reach {
+                    scratch[place + other] = u32::reinterpret(dots[at + 1]);
+                }
             }
         }
-        v += units;
+        v += 2 * units;
     }
     sync_cube();
 
@@ -220,37 +237,54 @@ fn tile_of_rows<N: Size>(
         causal: select(dense, 0usize, causal),
         lane,
     };
+    let mut bits = Vector::<u32, Const<2>>::new(31u32);
     if place.causal > 0 {
         #[unroll]
         for i in 0..bands {
-            to_masses(scratch, &place, i, comptime!(shape.rule.lanes));
+            bits.insert(i, to_masses(scratch, &place, i, comptime!(shape.rule)));
         }
     }
     let rule = numbers.rule();
-    let selected = select_row(scratch, &place, &rule, comptime!(shape.rule));
+    let selected = select_row(scratch, &place, &rule, bits, comptime!(shape.rule));
     // Lanes read each other's masses from here on.
     sync_cube();
     if there {
         let line = head * numbers.rows + row;
         let mut count = 0u32;
-        let mut w = lane;
-        while w < numbers.words_per_row {
-            let first = w * 32;
-            let mut word = 0u32;
-            for i in 0..32usize {
-                // Staggered, so that the lanes hit different banks.
-                let v = first + (i + lane) % 32;
-                if v < causal {
-                    let mut reads = dense;
-                    if !dense {
-                        reads = selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
-                    }
-                    word |= select(reads, 1u32, 0u32) << (v - first) as u32;
+        if comptime!(shape.rule.lanes == 32) {
+            for w in 0..numbers.words_per_row {
+                let v = w * 32 + lane;
+                let mut reads = dense;
+                if v >= causal {
+                    reads = false;
+                } else if !dense {
+                    reads = selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
+                }
+                let word = plane_ballot(reads).extract(0usize);
+                if lane == 0 {
+                    words[line * numbers.words_per_row + w] = word;
+                    count += word.count_ones();
                 }
             }
-            words[line * numbers.words_per_row + w] = word;
-            count += word.count_ones();
-            w += comptime!(shape.rule.lanes as usize);
+        } else {
+            let mut w = lane;
+            while w < numbers.words_per_row {
+                let first = w * 32;
+                let mut word = 0u32;
+                for i in 0..32usize {
+                    let v = first + i;
+                    if v < causal {
+                        let mut reads = dense;
+                        if !dense {
+                            reads = selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
+                        }
+                        word |= select(reads, 1u32, 0u32) << (v - first) as u32;
+                    }
+                }
+                words[line * numbers.words_per_row + w] = word;
+                count += word.count_ones();
+                w += comptime!(shape.rule.lanes as usize);
+            }
         }
         let count = plane_sum(count);
         if lane == 0 {

@@ -18,6 +18,8 @@ const SELECTED: u32 = 1 << 31;
 pub(crate) struct RuleShape {
     /// Units that work a row together.
     pub lanes: u32,
+    /// Whether inline PTX is there, which adds up a warp in one instruction.
+    pub ptx: bool,
     /// Softmaxes a row.
     pub bands: u32,
     /// Whether each band keeps a mass, rather than a number of blocks.
@@ -29,9 +31,10 @@ pub(crate) struct RuleShape {
 }
 
 impl RuleShape {
-    pub fn new(rule: &SelectionRule, lanes: u32, bands: u32) -> Self {
+    pub fn new(rule: &SelectionRule, lanes: u32, bands: u32, ptx: bool) -> Self {
         Self {
             lanes,
+            ptx: ptx && lanes == 32,
             bands,
             by_mass: matches!(rule.budget, Budget::Mass(_)),
             fill: rule.min_blocks > 1,
@@ -79,15 +82,29 @@ fn forced(rule: &Rule, row: &Row, v: usize) -> bool {
 
 /// Sum over the units that work a row.
 #[cube]
-fn sum(x: u32, #[comptime] lanes: u32) -> u32 {
-    if comptime!(lanes > 1) { plane_sum(x) } else { x }
+fn sum(x: u32, #[comptime] shape: RuleShape) -> u32 {
+    if comptime!(shape.ptx) {
+        let total: u32;
+        gpu_asm!("redux.sync.add.u32 {t}, {x}, 0xffffffff;", t = out(_) total, x = in(_) x + 0u32, options(nomem));
+        total
+    } else if comptime!(shape.lanes > 1) {
+        plane_sum(x)
+    } else {
+        x
+    }
 }
 
-/// Turns the scores of band `z` (f32 bits) into masses that sum to 2³⁰, in place.
+/// Turns the scores of band `z` (f32 bits) into masses that sum to 2³⁰, in place. Returns the
+/// bits that the heaviest mass needs.
 #[cube]
-pub(crate) fn to_masses(scratch: &mut [u32], row: &Row, z: usize, #[comptime] lanes: u32) {
+pub(crate) fn to_masses(
+    scratch: &mut [u32],
+    row: &Row,
+    z: usize,
+    #[comptime] shape: RuleShape,
+) -> u32 {
     let start = row.start + z * row.stride;
-    let step = comptime!(lanes as usize);
+    let step = comptime!(shape.lanes as usize);
     let none = f32::reinterpret(0xff80_0000u32);
     let mut max = none;
     let mut v = row.lane;
@@ -95,7 +112,7 @@ pub(crate) fn to_masses(scratch: &mut [u32], row: &Row, z: usize, #[comptime] la
         max = max.max(usable(f32::reinterpret(scratch[start + v])));
         v += step;
     }
-    if comptime!(lanes > 1) {
+    if comptime!(shape.lanes > 1) {
         max = plane_max(max);
     }
     let silent = u32::reinterpret(max) == 0xff80_0000u32;
@@ -110,13 +127,14 @@ pub(crate) fn to_masses(scratch: &mut [u32], row: &Row, z: usize, #[comptime] la
         scratch[start + v] = w;
         v += step;
     }
-    let total = Total { high: sum(high, lanes), low: sum(low, lanes) };
+    let total = Total { high: sum(high, shape), low: sum(low, shape) };
     let normaliser = total.normaliser();
     let mut v = row.lane;
     while v < row.causal {
         scratch[start + v] = normaliser.mass(scratch[start + v]);
         v += step;
     }
+    32u32 - normaliser.mass(1u32 << 30u32).leading_zeros()
 }
 
 /// Which blocks take part in a search, and what each adds to the sum.
@@ -133,6 +151,10 @@ enum Search {
 }
 
 /// The smallest prefix whose sum reaches `target`; every block that takes part if none does.
+/// No block weighs 2^`bits` or more.
+///
+/// Bounds close in on the lightest mass that is kept, a bit at a time, until they hold a single
+/// block, or blocks of one mass, of which the first ones complete the prefix.
 #[cube]
 fn heaviest(
     scratch: &mut [u32],
@@ -140,76 +162,106 @@ fn heaviest(
     rule: &Rule,
     z: usize,
     target: u32,
+    bits: u32,
     #[comptime] search: Search,
-    #[comptime] lanes: u32,
+    #[comptime] shape: RuleShape,
 ) -> Prefix {
     let start = row.start + z * row.stride;
-    let step = comptime!(lanes as usize);
-    let by_mass = comptime!(search == Search::Mass);
-    let mut lightest = 0u32;
-    for i in 0..31u32 {
-        let bound = lightest | (1u32 << (30u32 - i));
-        let mut above = 0u32;
-        let mut v = row.lane;
-        while v < row.causal {
-            let x = scratch[start + v];
-            let mass = x & comptime!(SELECTED - 1);
-            let counts = mass >= bound && takes_part(rule, row, v, x, search);
-            let weight = if comptime!(by_mass) { mass } else { 1u32.runtime() };
-            above += select(counts, weight, 0u32);
-            v += step;
-        }
-        if sum(above, lanes) >= target {
-            lightest = bound;
-        }
+    let step = comptime!(shape.lanes as usize);
+    // Of the blocks not lighter than `lightest`, and of those beyond the upper bound.
+    let mut kept = row.causal as u32;
+    if comptime!(search == Search::Free || search == Search::Chosen) {
+        kept = above(scratch, row, rule, start, 0u32, search, shape).extract(1usize);
     }
-    // What the heavier ones leave for those that weigh `lightest`, and how many there are.
     let mut heavier = 0u32;
-    let mut tied = 0u32;
-    let mut v = row.lane;
-    while v < row.causal {
-        let x = scratch[start + v];
-        let mass = x & comptime!(SELECTED - 1);
-        let part = takes_part(rule, row, v, x, search);
-        let weight = if comptime!(by_mass) { mass } else { 1u32.runtime() };
-        heavier += select(part && mass > lightest, weight, 0u32);
-        tied += select(part && mass == lightest, 1u32, 0u32);
-        v += step;
-    }
-    let heavier = sum(heavier, lanes);
-    let tied = sum(tied, lanes);
-    let missing = target - heavier.min(target);
-    let each = if comptime!(by_mass) { lightest } else { 1u32.runtime() };
-    // Weightless blocks never reach a target: all of them stay.
-    let wanted = select(each == 0u32, tied, missing.div_ceil(each.max(1u32)));
-    let mut last = row.causal;
-    if wanted < tied {
-        // The index of the tied block number `wanted`.
-        let mut low = 0usize;
-        let mut high = row.causal;
-        while low < high {
-            let middle = (low + high) / 2;
-            let mut count = 0u32;
-            let mut v = row.lane;
-            while v <= middle {
-                let x = scratch[start + v];
-                let mass = x & comptime!(SELECTED - 1);
-                let part = takes_part(rule, row, v, x, search);
-                count += select(part && mass == lightest, 1u32, 0u32);
-                v += step;
-            }
-            if sum(count, lanes) >= wanted {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
+    let mut beyond = 0u32;
+    let mut lightest = 0u32;
+    let mut bit = bits;
+    while bit > 0u32 && kept > beyond + 1u32 {
+        bit -= 1u32;
+        let bound = lightest | (1u32 << bit);
+        let found = above(scratch, row, rule, start, bound, search, shape);
+        let sum = found.extract(0usize);
+        let count = found.extract(1usize);
+        if sum >= target {
+            lightest = bound;
+            kept = count;
+        } else {
+            heavier = sum;
+            beyond = count;
         }
-        last = low;
+    }
+    let tied = kept - beyond;
+    let mut last = row.causal;
+    if tied > 1u32 {
+        let missing = target - heavier.min(target);
+        let each = if comptime!(search == Search::Mass) { lightest } else { 1u32.runtime() };
+        // Weightless blocks never reach a target: all of them stay.
+        let wanted = select(each == 0u32, tied, missing.div_ceil(each.max(1u32)));
+        if wanted < tied {
+            // The index of the tied block number `wanted`.
+            let mut low = 0usize;
+            let mut high = row.causal;
+            while low < high {
+                let middle = (low + high) / 2;
+                let mut count = 0u32;
+                let mut v = row.lane;
+                while v <= middle {
+                    let x = scratch[start + v];
+                    let mass = x & comptime!(SELECTED - 1);
+                    let part = takes_part(rule, row, v, x, search);
+                    count += select(part && mass == lightest, 1u32, 0u32);
+                    v += step;
+                }
+                if sum(count, shape) >= wanted {
+                    high = middle;
+                } else {
+                    low = middle + 1;
+                }
+            }
+            last = low;
+        }
     }
     // No mass is as heavy as u32::MAX: a target of 0 keeps nothing.
     let mut prefix = Prefix::new(last as u32);
     prefix.insert(0usize, select(target == 0u32, u32::MAX, lightest));
     prefix
+}
+
+/// Sum and number of the blocks that weigh at least `bound`.
+#[cube]
+fn above(
+    scratch: &mut [u32],
+    row: &Row,
+    rule: &Rule,
+    start: usize,
+    bound: u32,
+    #[comptime] search: Search,
+    #[comptime] shape: RuleShape,
+) -> Vector<u32, Const<2>> {
+    let mut mass_above = 0u32;
+    let mut count = 0u32;
+    let mut v = row.lane;
+    while v < row.causal {
+        let x = scratch[start + v];
+        if comptime!(search == Search::Mass || search == Search::Count) {
+            let counts = x >= bound;
+            count += select(counts, 1u32, 0u32);
+            if comptime!(search == Search::Mass) {
+                mass_above += select(counts, x, 0u32);
+            }
+        } else {
+            let counts = x & comptime!(SELECTED - 1) >= bound && takes_part(rule, row, v, x, search);
+            count += select(counts, 1u32, 0u32);
+        }
+        v += comptime!(shape.lanes as usize);
+    }
+    let count = sum(count, shape);
+    let mut found = Vector::<u32, Const<2>>::new(count);
+    if comptime!(search == Search::Mass) {
+        found.insert(0usize, sum(mass_above, shape));
+    }
+    found
 }
 
 #[cube]
@@ -238,27 +290,29 @@ pub(crate) struct Selected {
     change: u32,
 }
 
-/// Selects the blocks of a row from its masses. Units that work the row must meet before they ask
-/// for blocks that another lane wrote.
+/// Selects the blocks of a row from its masses, which need `bits` bits in each band. Units that
+/// work the row must meet before they ask for blocks that another lane wrote.
 #[cube]
 pub(crate) fn select_row(
     scratch: &mut [u32],
     row: &Row,
     rule: &Rule,
+    bits: Vector<u32, Const<2>>,
     #[comptime] shape: RuleShape,
 ) -> Selected {
-    let lanes = comptime!(shape.lanes);
     let search = comptime!(if shape.by_mass { Search::Mass } else { Search::Count });
-    let high = heaviest(scratch, row, rule, 0usize, rule.budget, search, lanes);
+    let first = bits.extract(0usize);
+    let high = heaviest(scratch, row, rule, 0usize, rule.budget, first, search, shape);
     let mut low = high;
     if comptime!(shape.bands == 2) {
-        low = heaviest(scratch, row, rule, 1usize, rule.budget, search, lanes);
+        let second = bits.extract(1usize);
+        low = heaviest(scratch, row, rule, 1usize, rule.budget, second, search, shape);
     }
     let mut extra = high;
     let mut change = 0u32;
     if comptime!(shape.fill || shape.cut) {
         // The heavier of the bands, marked if selected, in place of the first band.
-        let step = comptime!(lanes as usize);
+        let step = comptime!(shape.lanes as usize);
         let mut selected = 0u32;
         let mut fixed = 0u32;
         let mut v = row.lane;
@@ -278,19 +332,19 @@ pub(crate) fn select_row(
             scratch[row.start + v] = best | select(kept, SELECTED, 0u32);
             v += step;
         }
-        let selected = sum(selected, lanes);
-        let fixed = sum(fixed, lanes);
+        let selected = sum(selected, shape);
+        let fixed = sum(fixed, shape);
         if comptime!(shape.fill) {
             if selected < rule.min_blocks {
                 let lacking = rule.min_blocks - selected;
-                extra = heaviest(scratch, row, rule, 0usize, lacking, Search::Free, lanes);
+                extra = heaviest(scratch, row, rule, 0usize, lacking, 31u32, Search::Free, shape);
                 change = 1u32;
             }
         }
         if comptime!(shape.cut) {
             if selected > rule.max_blocks {
                 let room = rule.max_blocks - fixed.min(rule.max_blocks);
-                extra = heaviest(scratch, row, rule, 0usize, room, Search::Chosen, lanes);
+                extra = heaviest(scratch, row, rule, 0usize, room, 31u32, Search::Chosen, shape);
                 change = 2u32;
             }
         }

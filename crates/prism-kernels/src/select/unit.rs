@@ -34,7 +34,7 @@ pub(super) fn launch(
         block: problem.grids[0].block(),
         dim,
         bands: *problem.bands,
-        rule: super::rule::RuleShape::new(problem.rule, 1, bands),
+        rule: super::rule::RuleShape::new(problem.rule, 1, bands, false),
         ragged: spans.ragged(),
         rows,
         units,
@@ -112,6 +112,7 @@ fn one_row<N: Size>(
     let causal = numbers.causal(&span, row, block);
     let dense = numbers.dense(&span, row, block);
     let place = Row { start: slot * bands * room, stride: room.runtime(), causal, lane: 0usize };
+    let mut bits = Vector::<u32, Const<2>>::new(31u32);
     if !dense && causal > 0 {
         let k_base = (head / numbers.group) * numbers.key_blocks;
         #[unroll]
@@ -131,7 +132,7 @@ fn one_row<N: Size>(
                 }
                 scratch[place.start + i * room + v] = u32::reinterpret(total::<N>(dot));
             }
-            to_masses(scratch, &place, i, 1u32);
+            bits.insert(i, to_masses(scratch, &place, i, comptime!(shape.rule)));
         }
     }
     let rule = numbers.rule();
@@ -142,7 +143,7 @@ fn one_row<N: Size>(
         causal: select(dense, 0usize, causal),
         lane: 0usize,
     };
-    let selected = select_row(scratch, &searched, &rule, comptime!(shape.rule));
+    let selected = select_row(scratch, &searched, &rule, bits, comptime!(shape.rule));
     let mut count = 0u32;
     for w in 0..numbers.words_per_row {
         let mut word = 0u32;
