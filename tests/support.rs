@@ -11,9 +11,34 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use safetensors::{Dtype, SafeTensors};
 
-/// Devices under test: Flex has native kernels, ndarray runs the tensor-op bodies.
+/// Devices under test: Flex has native kernels, ndarray runs the tensor-op bodies, and the features
+/// of this package add CubeCL's runtimes. `PRISM_TEST_DEVICES` chooses others, as in `flex,cuda`.
 pub fn devices() -> Vec<Device> {
-    vec![Device::flex(), ndarray()]
+    let built = [
+        Some("flex"),
+        Some("ndarray"),
+        cfg!(feature = "cpu").then_some("cpu"),
+        cfg!(feature = "wgpu").then_some("wgpu"),
+    ];
+    match std::env::var("PRISM_TEST_DEVICES") {
+        Ok(names) => names.split(',').map(device).collect(),
+        Err(_) => built.into_iter().flatten().map(device).collect(),
+    }
+}
+
+/// The device of a name; one that isn't built is a failure, never a pass.
+fn device(name: &str) -> Device {
+    match name {
+        "flex" => Device::flex(),
+        "ndarray" => ndarray(),
+        #[cfg(feature = "cpu")]
+        "cpu" => Device::cpu(),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        other => panic!("the tests are built without a device {other:?}"),
+    }
 }
 
 /// The device without kernels of ours.
