@@ -1,14 +1,17 @@
 //! Is attention right? Every device, element type, head size, group size and length of the
 //! catalogue against the f64 oracle, dense and over random selections.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use burn_prism::{
     AttentionOptions, AttentionShape, Calibration, PrismConfig, Rope, SelectedBlocks,
     block_sparse_attention, dense_attention, select_blocks,
 };
 use prism_core::oracle;
 use rstest::rstest;
-use tests::{Inputs, Kind, assert_lse, assert_right, devices, grids, random_selection, values};
+use tests::{
+    Inputs, Kind, assert_lse, assert_right, devices, devices_if, grids, has, random_selection,
+    values,
+};
 
 fn shape(q_heads: usize, kv_heads: usize, q_len: usize, kv_len: usize, d: usize) -> AttentionShape {
     let kv = [1, kv_heads, kv_len, d];
@@ -16,9 +19,13 @@ fn shape(q_heads: usize, kv_heads: usize, q_len: usize, kv_len: usize, d: usize)
 }
 
 fn check(shape: AttentionShape, kind: Kind, block: usize, seed: u64) {
-    for device in devices() {
+    check_on(devices(), shape, kind, block, seed);
+}
+
+fn check_on(devices: Vec<Device>, shape: AttentionShape, kind: Kind, block: usize, seed: u64) {
+    for device in devices {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            if !device.supports_dtype(dtype) {
+            if !has(&device, dtype) {
                 continue;
             }
             let what = format!("{device:?} {dtype:?} {kind:?} {shape:?}");
@@ -65,7 +72,8 @@ fn check(shape: AttentionShape, kind: Kind, block: usize, seed: u64) {
 
 #[rstest]
 fn for_every_head_dim(#[values(8, 32, 33, 40, 64, 80, 96, 112, 128, 192, 256, 512)] d: usize) {
-    check(shape(2, 1, 150, 150, d), Kind::Normal, 32, d as u64);
+    let devices = devices_if(d == 64);
+    check_on(devices, shape(2, 1, 150, 150, d), Kind::Normal, 32, d as u64);
 }
 
 #[rstest]
@@ -91,7 +99,8 @@ fn for_every_block_size(#[values(1, 2, 16, 33, 64, 100, 128, 1000)] block: usize
 #[case(300, 100)]
 #[case(129, 128)]
 fn for_chunks_and_for_more_queries_than_keys(#[case] q_len: usize, #[case] kv_len: usize) {
-    check(shape(3, 1, q_len, kv_len, 64), Kind::Normal, 64, 7);
+    let devices = devices_if([(100, 300), (300, 100)].contains(&(q_len, kv_len)));
+    check_on(devices, shape(3, 1, q_len, kv_len, 64), Kind::Normal, 64, 7);
 }
 
 #[rstest]
@@ -99,7 +108,8 @@ fn for_every_kind_of_input(
     #[values(Kind::Normal, Kind::HeavyTailed, Kind::Spikes, Kind::Constant, Kind::Large)]
     kind: Kind,
 ) {
-    check(shape(4, 2, 260, 260, 64), kind, 64, 11);
+    let devices_64 = devices_if(kind == Kind::Large);
+    check_on(devices_64, shape(4, 2, 260, 260, 64), kind, 64, 11);
     check(shape(4, 2, 260, 260, 128), kind, 128, 12);
 }
 
@@ -129,7 +139,8 @@ fn selection_is_the_oracles(
             calibration,
             &config.selection,
         );
-        for device in devices() {
+        let stands_for_others = calibration == Calibration::Causal && mass == 0.9;
+        for device in devices_if(stands_for_others) {
             let [q, k, _] = inputs.tensors(DType::F32, &device);
             let got = select_blocks(q, k, &config, &AttentionOptions::default()).unwrap();
             let got = got.to_host().unwrap();

@@ -5,7 +5,7 @@ use burn_prism::{
     AttentionOptions, AttentionShape, PrismConfig, SelectedBlocks, block_sparse_attention,
     prism_attention,
 };
-use tests::{Inputs, Kind, devices, grids, random_selection, values};
+use tests::{Inputs, Kind, all_devices, grids, random_selection, values};
 
 fn inputs() -> Inputs {
     let kv = [1, 1, 24, 8];
@@ -24,7 +24,7 @@ fn untracked_tensors_on_an_autodiff_device_keep_the_kernel() {
         (values(got.output), values(got.lse.unwrap()))
     };
     // The native kernel's bits, which tensor ops don't reproduce.
-    for device in devices() {
+    for device in all_devices() {
         assert_eq!(run(&device), run(&device.clone().autodiff()), "{device:?}");
     }
 }
@@ -41,7 +41,7 @@ fn gradients_agree_with_finite_differences() {
         let out = inputs.oracle(&grids, Some(&selection)).out;
         out.iter().zip(&weights).map(|(o, &w)| o * f64::from(w)).sum()
     };
-    for device in devices() {
+    for device in all_devices() {
         let device = device.autodiff();
         let selected = SelectedBlocks::from_host(&selection, &shape, 8, None, &device).unwrap();
 

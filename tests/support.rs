@@ -11,19 +11,41 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use safetensors::{Dtype, SafeTensors};
 
-/// Devices under test: Flex has native kernels, ndarray runs the tensor-op bodies, and the features
-/// of this package add CubeCL's runtimes. `PRISM_TEST_DEVICES` chooses others, as in `flex,cuda`.
+/// Devices under test in every case: Flex has native kernels, ndarray runs the tensor-op bodies.
+/// `PRISM_TEST_DEVICES` chooses others, as in `flex,cuda`.
 pub fn devices() -> Vec<Device> {
-    let built = [
-        Some("flex"),
-        Some("ndarray"),
-        cfg!(feature = "cpu").then_some("cpu"),
-        cfg!(feature = "wgpu").then_some("wgpu"),
-    ];
-    match std::env::var("PRISM_TEST_DEVICES") {
-        Ok(names) => names.split(',').map(device).collect(),
-        Err(_) => built.into_iter().flatten().map(device).collect(),
+    chosen().unwrap_or_else(|| ["flex", "ndarray"].map(device).into())
+}
+
+/// [`devices`], and in the cases that stand for the others also the slow ones that the features of
+/// this package build: CubeCL's CPU runtime compiles every kernel anew in every test and runs each
+/// unit of a cube on a thread of its own, and wgpu mostly finds a software renderer here.
+pub fn devices_if(stands_for_others: bool) -> Vec<Device> {
+    let mut devices = devices();
+    if stands_for_others && chosen().is_none() {
+        let slow = [("cpu", cfg!(feature = "cpu")), ("wgpu", cfg!(feature = "wgpu"))];
+        devices.extend(slow.into_iter().filter(|(_, built)| *built).map(|(name, _)| device(name)));
     }
+    devices
+}
+
+/// [`devices_if`] for tests of one case.
+pub fn all_devices() -> Vec<Device> {
+    devices_if(true)
+}
+
+fn chosen() -> Option<Vec<Device>> {
+    let names = std::env::var("PRISM_TEST_DEVICES").ok()?;
+    Some(names.split(',').map(device).collect())
+}
+
+/// Whether a device has an element type; says so where it hasn't.
+pub fn has(device: &Device, dtype: DType) -> bool {
+    let has = device.supports_dtype(dtype);
+    if !has {
+        eprintln!("{device:?} has no {dtype:?}: not tested");
+    }
+    has
 }
 
 /// The device of a name; one that isn't built is a failure, never a pass.

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 const USAGE: &str = "\
 cargo xtask TASK
 
-  test    format check, clippy, all tests and doc tests
+  test    format check, clippy, all tests and doc tests; what follows goes to cargo, as in
+          `cargo xtask test --features tests/cube` for CubeCL's CPU runtime and wgpu too
   demo    fetch the model, build, and read an 8K-token document dense and with Prism
   fetch   fetch the model of the tests and the demo, and print its path
   bless   rewrite what the documentation generates from code: --help texts, the support table";
@@ -37,16 +38,21 @@ fn main() -> Result<()> {
 fn test() -> Result<()> {
     let start = Instant::now();
     let model = model::fetch()?;
+    let more: Vec<String> = std::env::args().skip(2).collect();
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    run(cargo().args(["test", "--workspace", "--doc"]))?;
+    let clippy = ["clippy", "--workspace", "--all-targets"];
+    run(cargo().args(clippy).args(&more).args(["--", "-D", "warnings"]))?;
+    run(cargo().args(["test", "--workspace", "--doc"]).args(&more))?;
     // Last, so that the runner's own closing line ends the output.
     if has_nextest() {
-        run(cargo().args(["nextest", "run", "--workspace"]).env("PRISM_MODEL", &model))?;
+        run(cargo()
+            .args(["nextest", "run", "--workspace"])
+            .args(&more)
+            .env("PRISM_MODEL", &model))?;
     } else {
         eprintln!("cargo-nextest is not installed: cargo test runs the tests instead");
         let args = ["test", "--workspace", "--lib", "--bins", "--tests", "--examples"];
-        run(cargo().args(args).env("PRISM_MODEL", &model))?;
+        run(cargo().args(args).args(&more).env("PRISM_MODEL", &model))?;
     }
     eprintln!("all green after {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
