@@ -17,21 +17,21 @@ pub fn devices() -> Vec<Device> {
     chosen().unwrap_or_else(|| ["flex", "ndarray"].map(device).into())
 }
 
-/// [`devices`], and in the cases that stand for the others also the slow ones that the features of
-/// this package build: CubeCL's CPU runtime compiles every kernel anew in every test and runs each
-/// unit of a cube on a thread of its own, and wgpu mostly finds a software renderer here.
-pub fn devices_if(stands_for_others: bool) -> Vec<Device> {
-    let mut devices = devices();
-    if stands_for_others && chosen().is_none() {
-        let slow = [("cpu", cfg!(feature = "cpu")), ("wgpu", cfg!(feature = "wgpu"))];
-        devices.extend(slow.into_iter().filter(|(_, built)| *built).map(|(name, _)| device(name)));
-    }
-    devices
+/// [`devices`], and wgpu where this package's features build it, which mostly finds a software
+/// renderer: for cases that stand for others.
+pub fn devices_and_wgpu() -> Vec<Device> {
+    extended(&[("wgpu", cfg!(feature = "wgpu"))])
 }
 
-/// [`devices_if`] for tests of one case.
+/// [`devices_and_wgpu`] and CubeCL's CPU runtime: for cases of little work. It compiles every kernel
+/// anew in every test, and the units of a cube are threads that spin until the last one arrives.
 pub fn all_devices() -> Vec<Device> {
-    devices_if(true)
+    extended(&[("wgpu", cfg!(feature = "wgpu")), ("cpu", cfg!(feature = "cpu"))])
+}
+
+fn extended(more: &[(&str, bool)]) -> Vec<Device> {
+    let built = more.iter().filter(|(_, built)| *built && chosen().is_none());
+    devices().into_iter().chain(built.map(|(name, _)| device(name))).collect()
 }
 
 fn chosen() -> Option<Vec<Device>> {
