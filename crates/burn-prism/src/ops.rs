@@ -55,7 +55,7 @@ pub trait PrismBackend: Backend {
     /// Block means of `x` `[batch, heads, length, head_dim]` in f32:
     /// `[batch, heads, blocks, head_dim]`, over the tokens actually present; 0 for blocks that a
     /// shorter sequence lacks. `blocks` is that of the longest sequence.
-    #[fusion(meta = fusion::pooled)]
+    #[fusion(meta = |x, grids, side| fusion::pooled(x, grids, *side))]
     fn prism_pool(x: FloatTensor<Self>, grids: Vec<BlockGrid>, side: Side) -> FloatTensor<Self> {
         fallback::pool::<Self>(x, &grids, side)
     }
@@ -67,7 +67,7 @@ pub trait PrismBackend: Backend {
     /// Returns words `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts
     /// `[batch, q_heads, rows]`, both i32; bit `v % 32` of word `v / 32` says that the row reads
     /// key block `v`.
-    #[fusion(meta = fusion::selected)]
+    #[fusion(meta = |q, _k, _history, params| fusion::selected(q, params))]
     fn prism_select(
         pooled_q: FloatTensor<Self>,
         pooled_k: FloatTensor<Self>,

@@ -10,7 +10,7 @@ use crate::ops::{SelectParams, Side};
 use crate::selected::SelectedBlocks;
 
 /// Of block means.
-pub fn pooled(x: &TensorSpec, grids: &Vec<BlockGrid>, side: &Side) -> TensorSpec {
+pub fn pooled(x: &TensorSpec, grids: &[BlockGrid], side: Side) -> TensorSpec {
     let (rows, key_blocks) = extent(grids);
     let blocks = match side {
         Side::Queries => rows,
@@ -20,12 +20,7 @@ pub fn pooled(x: &TensorSpec, grids: &Vec<BlockGrid>, side: &Side) -> TensorSpec
 }
 
 /// Of the words and counts of a selection.
-pub fn selected(
-    pooled_q: &TensorSpec,
-    _pooled_k: &TensorSpec,
-    _history: &TensorSpec,
-    params: &SelectParams,
-) -> (TensorSpec, TensorSpec) {
+pub fn selected(pooled_q: &TensorSpec, params: &SelectParams) -> (TensorSpec, TensorSpec) {
     let (batch, heads) = (pooled_q.shape[0], pooled_q.shape[1]);
     let (rows, _) = extent(&params.grids);
     let width = SelectedBlocks::words_per_row(&params.grids);
