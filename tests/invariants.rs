@@ -7,7 +7,9 @@ use burn_prism::{
     block_sparse_attention, dense_attention, prism_attention, select_blocks,
 };
 use proptest::prelude::*;
-use tests::{Inputs, Kind, assert_right, devices, grids, random_selection, tensor, values};
+use tests::{
+    Inputs, Kind, assert_right, devices, devices_and_wgpu, grids, random_selection, tensor, values,
+};
 
 fn config() -> PrismConfig {
     PrismConfig::llama3().with_block(32).with_bands(32, 48).with_dense_below(0)
@@ -22,7 +24,7 @@ fn shape(batch: usize, heads: usize, kv_heads: usize, len: usize, d: usize) -> A
 fn mass_one_equals_dense() {
     let shape = shape(1, 4, 2, 300, 64);
     let inputs = Inputs::random(shape, Kind::HeavyTailed, DType::F32, 1);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let [q, k, v] = inputs.tensors(DType::F32, &device);
         let options = AttentionOptions::default();
         let dense = dense_attention(q.clone(), k.clone(), v.clone(), &options).unwrap();
@@ -60,7 +62,7 @@ fn permuting_heads_permutes_outputs() {
 fn grouped_heads_equal_expanded_heads() {
     let shape = shape(2, 6, 2, 150, 64);
     let inputs = Inputs::random(shape, Kind::Normal, DType::F32, 3);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let [q, k, v] = inputs.tensors(DType::F32, &device);
         let options = AttentionOptions::default();
         let grouped =
@@ -82,7 +84,7 @@ fn padding_is_never_read() {
     let (len, d) = (200, 64);
     let shape = shape(3, 4, 2, len, d);
     let lengths = vec![200, 1, 77];
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let clean = Inputs::random(shape, Kind::Normal, DType::F32, 4);
         let mut dirty = clean.clone();
         let soil = |x: &mut Vec<f32>, heads: usize| {
@@ -122,7 +124,7 @@ fn a_ragged_batch_equals_its_sequences() {
     let shape3 = shape(3, 4, 2, len, d);
     let inputs = Inputs::random(shape3, Kind::Normal, DType::F32, 5);
     let (q_lens, kv_lens) = ([150, 40, 20], [150, 100, 10]);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let lengths = SequenceLengths::new(q_lens.to_vec(), kv_lens.to_vec());
         let options = AttentionOptions::default().with_lengths(lengths);
         let [q, k, v] = inputs.tensors(DType::F32, &device);
@@ -143,7 +145,7 @@ fn a_ragged_batch_equals_its_sequences() {
 fn strided_views_are_read_in_place() {
     let shape = shape(2, 4, 2, 150, 64);
     let inputs = Inputs::random(shape, Kind::Normal, DType::F32, 6);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let [q, k, v] = inputs.tensors(DType::F32, &device);
         let options = AttentionOptions::default().with_lse();
         let right = prism_attention(q.clone(), k.clone(), v.clone(), &config(), &options).unwrap();
@@ -185,7 +187,7 @@ fn strided_views_are_read_in_place() {
 fn same_input_gives_the_same_bits() {
     let shape = shape(1, 6, 2, 500, 64);
     let inputs = Inputs::random(shape, Kind::HeavyTailed, DType::F32, 7);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let run = || {
             let [q, k, v] = inputs.tensors(DType::F32, &device);
             let options = AttentionOptions::default().with_lse();
@@ -222,7 +224,7 @@ fn a_selection_of_ones_own_is_obeyed() {
     let grids = grids(&shape, 32);
     let selection = random_selection(&grids, 2, 0.2, 9);
     let inputs = Inputs::random(shape, Kind::Normal, DType::F32, 9);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let selected = SelectedBlocks::from_host(&selection, &shape, 32, None, &device).unwrap();
         assert_eq!(selected.to_host().unwrap(), selection);
         let density = selected.density().unwrap();

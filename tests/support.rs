@@ -11,9 +11,56 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use safetensors::{Dtype, SafeTensors};
 
-/// Devices under test: Flex has native kernels, ndarray runs the tensor-op bodies.
+/// Devices under test in every case: Flex has native kernels, ndarray runs the tensor-op bodies.
+/// `PRISM_TEST_DEVICES` chooses others, as in `flex,cuda`.
 pub fn devices() -> Vec<Device> {
-    vec![Device::flex(), ndarray()]
+    chosen().unwrap_or_else(|| ["flex", "ndarray"].map(device).into())
+}
+
+/// [`devices`], and wgpu where this package's features build it, which mostly finds a software
+/// renderer: for cases that stand for others.
+pub fn devices_and_wgpu() -> Vec<Device> {
+    extended(&[("wgpu", cfg!(feature = "wgpu"))])
+}
+
+/// [`devices_and_wgpu`] and CubeCL's CPU runtime: for cases of little work. It compiles every kernel
+/// anew in every test, and the units of a cube are threads that spin until the last one arrives.
+pub fn all_devices() -> Vec<Device> {
+    extended(&[("wgpu", cfg!(feature = "wgpu")), ("cpu", cfg!(feature = "cpu"))])
+}
+
+fn extended(more: &[(&str, bool)]) -> Vec<Device> {
+    let built = more.iter().filter(|(_, built)| *built && chosen().is_none());
+    devices().into_iter().chain(built.map(|(name, _)| device(name))).collect()
+}
+
+fn chosen() -> Option<Vec<Device>> {
+    let names = std::env::var("PRISM_TEST_DEVICES").ok()?;
+    Some(names.split(',').map(device).collect())
+}
+
+/// Whether a device has an element type; says so where it hasn't.
+pub fn has(device: &Device, dtype: DType) -> bool {
+    let has = device.supports_dtype(dtype);
+    if !has {
+        eprintln!("{device:?} has no {dtype:?}: not tested");
+    }
+    has
+}
+
+/// The device of a name; one that isn't built is a failure, never a pass.
+fn device(name: &str) -> Device {
+    match name {
+        "flex" => Device::flex(),
+        "ndarray" => ndarray(),
+        #[cfg(feature = "cpu")]
+        "cpu" => Device::cpu(),
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::cuda(0),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Device::wgpu(burn::tensor::DeviceKind::DefaultDevice),
+        other => panic!("the tests are built without a device {other:?}"),
+    }
 }
 
 /// The device without kernels of ours.

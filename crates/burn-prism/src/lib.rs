@@ -25,6 +25,11 @@
 //! # Feature flags
 //! - `flex` (default): Burn's pure-Rust CPU backend, with native kernels.
 //! - `ndarray`: Burn's ndarray backend, in tensor ops.
+//! - `cpu`, `cuda`, `rocm`, `wgpu`, `vulkan`, `metal`: CubeCL's runtimes, in tensor ops for now.
+//! - `cuda-cpp`: CUDA through CubeCL's C++ compiler in place of its LLVM one.
+//! - `fusion` (default): Burn's operator fusion on CubeCL's runtimes. It must be on here where any
+//!   crate of the build turns it on in Burn, since it changes the backend that Burn dispatches to.
+//! - `autotune`: Burn chooses among its own kernels by timing them.
 //! - `autodiff`: gradients; kernels as long as nothing is tracked, tensor ops otherwise.
 
 mod backends;

@@ -13,6 +13,8 @@ use derive_new::new;
 use prism_core::bands::Bands;
 use prism_core::{BlockGrid, Calibration, SelectionRule};
 
+#[cfg(feature = "fusion")]
+use crate::backends::fusion;
 use crate::fallback;
 
 pub use prism_core::Side;
@@ -43,6 +45,8 @@ pub struct AttendParams {
 
 /// Prism's operations on backend primitives.
 #[backend_extension(
+    Cube: cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu")),
+    Fusion: cfg(feature = "fusion"),
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     Autodiff: cfg(feature = "autodiff"),
@@ -51,6 +55,7 @@ pub trait PrismBackend: Backend {
     /// Block means of `x` `[batch, heads, length, head_dim]` in f32:
     /// `[batch, heads, blocks, head_dim]`, over the tokens actually present; 0 for blocks that a
     /// shorter sequence lacks. `blocks` is that of the longest sequence.
+    #[fusion(meta = |x, grids, side| fusion::pooled(x, grids, *side))]
     fn prism_pool(x: FloatTensor<Self>, grids: Vec<BlockGrid>, side: Side) -> FloatTensor<Self> {
         fallback::pool::<Self>(x, &grids, side)
     }
@@ -62,6 +67,7 @@ pub trait PrismBackend: Backend {
     /// Returns words `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts
     /// `[batch, q_heads, rows]`, both i32; bit `v % 32` of word `v / 32` says that the row reads
     /// key block `v`.
+    #[fusion(meta = |q, _k, _history, params| fusion::selected(q, params))]
     fn prism_select(
         pooled_q: FloatTensor<Self>,
         pooled_k: FloatTensor<Self>,
@@ -73,6 +79,7 @@ pub trait PrismBackend: Backend {
 
     /// Attention over the selected blocks: output `[batch, q_heads, q_len, head_dim]` in the
     /// dtype of Q, and LSE `[batch, q_heads, q_len]` in f32.
+    #[fusion(meta = |q, _k, _v, _words, _params| fusion::attended(q))]
     fn prism_attend(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -84,6 +91,7 @@ pub trait PrismBackend: Backend {
     }
 
     /// Exact causal attention: [`prism_attend`](Self::prism_attend) over every causal block.
+    #[fusion(meta = |q, _k, _v, _params| fusion::attended(q))]
     fn prism_attend_dense(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

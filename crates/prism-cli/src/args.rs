@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
-use burn::tensor::Device;
 use burn_prism::{Calibration, PrismConfig};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -35,7 +33,8 @@ pub struct ModelArgs {
     /// also a Hugging Face id
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
-    /// Device to run on
+    /// Device to run on: flex, cpu, cuda, rocm, wgpu, vulkan or metal where the build has it; cuda:1
+    /// takes the second GPU
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Print one JSON object instead of text and tables
@@ -210,7 +209,7 @@ pub struct PlanArgs {
     /// Element type: f32, f16 or bf16
     #[arg(long, default_value = "f32")]
     pub dtype: String,
-    /// Device to plan for
+    /// Device to plan for, as in `prism run`
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Print one JSON object instead of a table
@@ -225,27 +224,4 @@ pub struct DoctorArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
-}
-
-/// Devices of this build by name.
-#[cfg_attr(feature = "ndarray", allow(deprecated))] // Burn deprecates ndarray, users still have it.
-pub fn devices() -> Vec<(&'static str, Device)> {
-    vec![
-        #[cfg(feature = "flex")]
-        ("flex", Device::flex()),
-        #[cfg(feature = "ndarray")]
-        ("ndarray", Device::ndarray()),
-    ]
-}
-
-/// Finds a device of this build.
-pub fn device(name: &str) -> Result<Device> {
-    let devices = devices();
-    match devices.iter().find(|(known, _)| *known == name) {
-        Some((_, device)) => Ok(device.clone()),
-        None => {
-            let known: Vec<_> = devices.iter().map(|(known, _)| *known).collect();
-            bail!("this build has no device {name:?}; it has: {}", known.join(", "))
-        }
-    }
 }

@@ -1,12 +1,12 @@
 //! `prism doctor`: what this machine can run, and why not the rest.
 
 use anyhow::Result;
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use burn_prism::plan::{FLEX_CROSSOVER, Kernel, kernel};
 use serde::Serialize;
 
-use crate::args::{self, DoctorArgs};
-use crate::output;
+use crate::args::DoctorArgs;
+use crate::{device, output};
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -71,22 +71,13 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
 fn examine() -> Report {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let devices = args::devices()
-        .into_iter()
-        .map(|(name, device)| {
-            let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
-            let dtypes = types.into_iter().filter(|&(_, dtype)| device.supports_dtype(dtype));
-            let kernel = kernel(&device);
-            DeviceReport {
-                name,
-                kernel,
-                dtypes: dtypes.map(|(name, _)| name).collect(),
-                sparse_from: (kernel == Kernel::Flex).then_some(FLEX_CROSSOVER),
-            }
-        })
-        .collect();
-    let missing = ["cpu", "cuda", "wgpu", "vulkan", "metal", "rocm"]
-        .map(|name| Missing { name, reason: "this version has no kernels for it".into() });
+    let (mut devices, mut missing) = (Vec::new(), Vec::new());
+    for (name, device) in device::every() {
+        match device {
+            Ok(device) => devices.push(report(name, &device)),
+            Err(reason) => missing.push(Missing { name, reason }),
+        }
+    }
     Report {
         version: env!("CARGO_PKG_VERSION"),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -94,8 +85,20 @@ fn examine() -> Report {
         free_memory_bytes: system.available_memory(),
         cpu_features: cpu_features(),
         devices,
-        missing: missing.into(),
+        missing,
         hub: cfg!(feature = "hub"),
+    }
+}
+
+fn report(name: &'static str, device: &Device) -> DeviceReport {
+    let types = [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
+    let dtypes = types.into_iter().filter(|&(_, dtype)| device.supports_dtype(dtype));
+    let kernel = kernel(device);
+    DeviceReport {
+        name,
+        kernel,
+        dtypes: dtypes.map(|(name, _)| name).collect(),
+        sparse_from: (kernel == Kernel::Flex).then_some(FLEX_CROSSOVER),
     }
 }
 

@@ -2,6 +2,9 @@
 
 mod args;
 mod compare;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod doctor;
 mod heatmap;
 #[cfg(feature = "hub")]

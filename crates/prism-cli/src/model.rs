@@ -8,7 +8,8 @@ use burn::tensor::DType;
 use indicatif::{ProgressBar, ProgressStyle};
 use prism_models::{Checkpoint, Llama, Tokenizer};
 
-use crate::args::{self, ModelArgs};
+use crate::args::ModelArgs;
+use crate::device;
 
 /// A model, ready to run.
 pub struct Opened {
@@ -21,7 +22,7 @@ pub struct Opened {
 /// Opens the model that the arguments name.
 pub fn open(args: &ModelArgs) -> Result<Opened> {
     let start = Instant::now();
-    let device = args::device(&args.device)?;
+    let device = device::open(&args.device)?;
     let checkpoint = checkpoint(&args.model)?;
     let tokenizer = checkpoint.tokenizer()?;
     let bar = bar("loading", checkpoint.expected_tensors().len());

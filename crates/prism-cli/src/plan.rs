@@ -5,8 +5,8 @@ use burn::tensor::DType;
 use burn_prism::{AttentionShape, Plan, PrismConfig, Rope};
 use serde::Serialize;
 
-use crate::args::{self, PlanArgs};
-use crate::{model, output};
+use crate::args::PlanArgs;
+use crate::{device, model, output};
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -18,7 +18,7 @@ struct Report {
 }
 
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let device = args::device(&args.device)?;
+    let device = device::open(&args.device)?;
     let dtype = match args.dtype.as_str() {
         "f32" => DType::F32,
         "f16" => DType::F16,

@@ -75,10 +75,9 @@ fn bad_arguments_are_refused_with_a_reason() {
     }
 }
 
-/// The whole program on a tiny model with random weights: what it prints is not text, but every
-/// number must be there.
-#[test]
-fn ppl_and_compare_print_what_they_promise() {
+/// A tiny model with random weights and a text for it, in a folder that lives as long as the first
+/// of these.
+fn tiny_model() -> (tempfile::TempDir, String, String) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
@@ -101,7 +100,17 @@ fn ppl_and_compare_print_what_they_promise() {
     let text: Vec<String> = (0..400).map(|i| format!("w{}", i * i % 511)).collect();
     let file = folder.path().join("text.txt");
     std::fs::write(&file, text.join(" ")).unwrap();
-    let (model, file) = (model.to_str().unwrap(), file.to_str().unwrap());
+    let path = |path: &Path| path.to_str().unwrap().to_string();
+    let (model, file) = (path(&model), path(&file));
+    (folder, model, file)
+}
+
+/// The whole program on a tiny model with random weights: what it prints is not text, but every
+/// number must be there.
+#[test]
+fn ppl_and_compare_print_what_they_promise() {
+    let (folder, model, file) = tiny_model();
+    let (model, file) = (model.as_str(), file.as_str());
     let svg = folder.path().join("map.svg");
 
     let prism_args =
@@ -145,4 +154,46 @@ fn ppl_and_compare_print_what_they_promise() {
     assert_eq!((json["prompt_tokens"].as_u64(), json["path"].as_str()), (Some(3), Some("dense")));
     let again: serde_json::Value = serde_json::from_str(&prism(&args).1).unwrap();
     assert_eq!(json["text"], again["text"], "the same seed gives the same text");
+}
+
+/// Every device of the build that this machine has scores a text as the first does, dense and sparse.
+#[test]
+fn every_device_scores_alike() {
+    let (_folder, model, file) = tiny_model();
+    let (_, json, _) = prism(&["doctor", "--json"]);
+    let doctor: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let mut right = None;
+    for device in doctor["devices"].as_array().unwrap() {
+        let device = device["name"].as_str().unwrap();
+        for attention in ["dense", "prism"] {
+            let mut args = vec!["ppl", "--model", &model, "--file", &file, "--tokens", "100"];
+            args.extend(["--device", device, "--attention", attention, "--mass", "1", "--json"]);
+            args.extend(["--block", "16", "--high-dims", "16", "--low-dims", "24"]);
+            args.extend(["--dense-below", "0"]);
+            let (ok, json, error) = prism(&args);
+            assert!(ok, "{device}: {error}");
+            let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+            let nll = json["nll"].as_f64().unwrap();
+            let right = *right.get_or_insert(nll);
+            assert!((nll - right).abs() < 1e-4, "{device} {attention}: {nll}, not {right}");
+        }
+    }
+}
+
+#[test]
+fn devices_are_refused_with_a_reason() {
+    let (_, json, _) = prism(&["doctor", "--json"]);
+    let doctor: serde_json::Value = serde_json::from_str(&json).unwrap();
+    for missing in doctor["missing"].as_array().unwrap() {
+        let name = missing["name"].as_str().unwrap();
+        let (ok, _, error) = prism(&["plan", "--device", name]);
+        assert!(!ok && !error.contains("panicked"), "{error}");
+        let reason = missing["reason"].as_str().unwrap();
+        let advice = format!("--features {name}");
+        assert!(error.contains(reason) || error.contains(&advice), "{name}: {error}");
+    }
+    let (ok, _, error) = prism(&["plan", "--device", "flex:1"]);
+    assert!(!ok && error.contains("there is no flex:1, this machine has 1"), "{error}");
+    let (ok, _, error) = prism(&["plan", "--device", "flex:one"]);
+    assert!(!ok && error.contains("\"one\" is no index of a flex device"), "{error}");
 }

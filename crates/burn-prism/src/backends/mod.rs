@@ -2,7 +2,11 @@
 
 #[cfg(feature = "autodiff")]
 mod autodiff;
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "fusion")]
+pub(crate) mod fusion;
 #[cfg(feature = "ndarray")]
 mod ndarray;

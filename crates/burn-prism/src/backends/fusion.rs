@@ -1,0 +1,37 @@
+//! Fusion: the shapes and element types of results, known before anything runs. The operations
+//! themselves wait in Fusion's stream and then run on the backend that it wraps.
+
+use burn::backend::fusion::custom::TensorSpec;
+use burn::tensor::{DType, Shape};
+use prism_core::BlockGrid;
+use prism_core::selection::extent;
+
+use crate::ops::{SelectParams, Side};
+use crate::selected::SelectedBlocks;
+
+/// Of block means.
+pub fn pooled(x: &TensorSpec, grids: &[BlockGrid], side: Side) -> TensorSpec {
+    let (rows, key_blocks) = extent(grids);
+    let blocks = match side {
+        Side::Queries => rows,
+        Side::Keys => key_blocks,
+    };
+    spec([x.shape[0], x.shape[1], blocks, x.shape[3]], DType::F32)
+}
+
+/// Of the words and counts of a selection.
+pub fn selected(pooled_q: &TensorSpec, params: &SelectParams) -> (TensorSpec, TensorSpec) {
+    let (batch, heads) = (pooled_q.shape[0], pooled_q.shape[1]);
+    let (rows, _) = extent(&params.grids);
+    let width = SelectedBlocks::words_per_row(&params.grids);
+    (spec([batch, heads, rows, width], DType::I32), spec([batch, heads, rows], DType::I32))
+}
+
+/// Of attention's output and LSE.
+pub fn attended(q: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    (q.clone(), spec([q.shape[0], q.shape[1], q.shape[2]], DType::F32))
+}
+
+fn spec<const D: usize>(dims: [usize; D], dtype: DType) -> TensorSpec {
+    TensorSpec::new(Shape::new(dims), dtype)
+}
