@@ -343,6 +343,9 @@ fn expected_selection(
     selection
 }
 
+/// How far off the sum of a row's masses may be in f32.
+const MASS_TOLERANCE: f64 = 1e-6;
+
 #[track_caller]
 fn check_selection<B: Backend>(
     [q, k, history]: [&[f32]; 3],
@@ -364,13 +367,24 @@ fn check_selection<B: Backend>(
     let dims = [batch, q_heads, rows, key_blocks];
     let (words, counts) = (read_words::<B>(words), read_words::<B>(counts));
     let got = BlockSelection::from_words(dims, words, counts).unwrap();
-    let expected = expected_selection(q, k, history, shape, params);
+    // Masses in floats instead of fixed point: a row may come out as with a budget this close.
+    let near = [0.0, -MASS_TOLERANCE, MASS_TOLERANCE].map(|off| {
+        let mut params = params.clone();
+        if let Budget::Mass(mass) = &mut params.rule.budget
+            && *mass < 1.0
+        {
+            *mass += off;
+        }
+        expected_selection(q, k, history, shape, &params)
+    });
     for b in 0..batch {
         for h in 0..q_heads {
             for row in 0..rows {
                 let blocks = |s: &BlockSelection| s.blocks(b, h, row).collect::<Vec<_>>();
                 let at = format!("batch {b}, head {h}, row {row}, {:?}", params.rule);
-                assert_eq!(blocks(&got), blocks(&expected), "{at}, {:?}", params.calibration);
+                if near[1..].iter().all(|near| blocks(&got) != blocks(near)) {
+                    assert_eq!(blocks(&got), blocks(&near[0]), "{at}, {:?}", params.calibration);
+                }
             }
         }
     }
