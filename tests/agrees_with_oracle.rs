@@ -3,10 +3,11 @@
 
 use burn::tensor::{DType, Device};
 use burn_prism::{
-    AttentionOptions, AttentionShape, Calibration, PrismConfig, Rope, SelectedBlocks,
-    block_sparse_attention, dense_attention, select_blocks,
+    AttentionOptions, AttentionShape, BlockGrid, BlockSelection, Calibration, PrismConfig, Rope,
+    Scoring, SelectedBlocks, block_sparse_attention, dense_attention, select_blocks,
 };
 use prism_core::oracle;
+use prism_core::second_order::SubBlocks;
 use rstest::rstest;
 use tests::{
     Inputs, Kind, all_devices, assert_lse, assert_right, devices, devices_and_wgpu, grids, has,
@@ -143,18 +144,64 @@ fn selection_is_the_oracles(
             &config.selection,
         );
         let stands_for_others = calibration == Calibration::Causal && mass == 0.9;
-        for device in if stands_for_others { all_devices() } else { devices() } {
-            let [q, k, _] = inputs.tensors(DType::F32, &device);
-            let got = select_blocks(q, k, &config, &AttentionOptions::default()).unwrap();
-            let got = got.to_host().unwrap();
-            got.validate(&grids, 6).unwrap();
-            let (a, b) = (got.to_bools(), right.to_bools());
-            let differing = a.iter().zip(&b).filter(|(a, b)| a != b).count();
-            assert!(
-                differing * 1000 <= a.len(),
-                "{device:?} {q_len}/{kv_len}: {differing} of {} blocks differ",
-                a.len()
-            );
-        }
+        let devices = if stands_for_others { all_devices() } else { devices() };
+        assert_selects(&devices, &inputs, &config, &grids, &right);
+    }
+}
+
+/// The same with second-order scores.
+#[rstest]
+fn second_order_selection_is_the_oracles(
+    #[values((16, 16, 16), (32, 16, 16), (64, 32, 16), (96, 48, 96))] (block, query_sub, key_sub): (
+        usize,
+        usize,
+        usize,
+    ),
+    #[values(0.5, 0.9, 0.95)] mass: f64,
+) {
+    let config = PrismConfig::new(Rope::new(1e5))
+        .with_block(block)
+        .with_scoring(Scoring::SecondOrder { query_sub, key_sub })
+        .with_mass(mass);
+    for (q_len, kv_len) in [(300, 300), (100, 300), (48, 300), (300, 100), (1000, 1000)] {
+        let shape = shape(6, 2, q_len, kv_len, 64);
+        let inputs = Inputs::random(shape, Kind::HeavyTailed, DType::F32, 5);
+        let grids = grids(&shape, block);
+        let subs = [SubBlocks::new(grids[0], query_sub, key_sub)];
+        let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (means, variances) =
+            oracle::pool_moments(&wide(&inputs.k), 2, kv_len, 64, &[*subs[0].keys()]);
+        let right = oracle::select_second_order(
+            &oracle::pool_queries(&wide(&inputs.q), 6, q_len, 64, &[*subs[0].queries()]),
+            (&means, &variances),
+            &shape,
+            &subs,
+            &config.selection,
+        );
+        assert_selects(&devices(), &inputs, &config, &grids, &right);
+    }
+}
+
+/// Every device selects what the oracle does but for one block in a thousand.
+fn assert_selects(
+    devices: &[Device],
+    inputs: &Inputs,
+    config: &PrismConfig,
+    grids: &[BlockGrid],
+    right: &BlockSelection,
+) {
+    for device in devices {
+        let [q, k, _] = inputs.tensors(DType::F32, device);
+        let got = select_blocks(q, k, config, &AttentionOptions::default()).unwrap();
+        let got = got.to_host().unwrap();
+        got.validate(grids, inputs.shape.q_heads).unwrap();
+        let (a, b) = (got.to_bools(), right.to_bools());
+        let differing = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+        assert!(
+            differing * 1000 <= a.len(),
+            "{device:?} {:?}: {differing} of {} blocks differ",
+            inputs.shape,
+            a.len()
+        );
     }
 }

@@ -5,7 +5,7 @@
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::{
     AttentionOptions, AttentionShape, BlockSelection, Budget, PrismCache, PrismConfig, PrismError,
-    Rope, SelectedBlocks, SequenceLengths, block_sparse_attention, dense_attention, plan,
+    Rope, Scoring, SelectedBlocks, SequenceLengths, block_sparse_attention, dense_attention, plan,
     prism_attention, select_blocks,
 };
 use rstest::rstest;
@@ -282,6 +282,40 @@ fn q33_block_sizes(#[values(0, (1 << 20) + 1, usize::MAX)] block: usize) {
     assert!(matches!(error, PrismError::BlockSize { .. }), "{error}");
 }
 
+#[rstest]
+#[case(128, 32, 8, "key_sub must be 16 to 128 and divide the block of 128, got 8")]
+#[case(128, 48, 16, "query_sub must be 16 to 128 and divide the block of 128, got 48")]
+#[case(64, 128, 16, "query_sub must be 16 to 128 and divide the block of 64, got 128")]
+#[case(8, 8, 16, "key_sub must be 8 like the block, got 16")]
+fn q33_sub_blocks(
+    #[case] block: usize,
+    #[case] query_sub: usize,
+    #[case] key_sub: usize,
+    #[case] says: &str,
+) {
+    let scoring = Scoring::SecondOrder { query_sub, key_sub };
+    let config = PrismConfig::llama3().with_block(block).with_scoring(scoring);
+    assert_eq!(config_refused(&config).to_string(), says);
+}
+
+#[test]
+fn q32_bands_of_a_scoring_that_has_none() {
+    let config = PrismConfig::llama3().with_scoring(Scoring::second_order()).with_bands(32, 48);
+    let error = config_refused(&config);
+    assert!(error.to_string().contains("second-order scoring has none to set"), "{error}");
+}
+
+#[test]
+fn q36_scoring_survives_json() {
+    let config = PrismConfig::llama3().with_scoring(Scoring::second_order());
+    let json = serde_json::to_string(&config).unwrap();
+    assert!(json.contains(r#""scoring":{"second_order":{"query_sub":32,"key_sub":16}}"#), "{json}");
+    assert_eq!(serde_json::from_str::<PrismConfig>(&json).unwrap(), config);
+    let bands = r#"{"rope": {"theta": 1e4}, "scoring": "bands"}"#;
+    let bands: PrismConfig = serde_json::from_str(bands).unwrap();
+    assert_eq!(bands, PrismConfig::new(Rope::new(1e4)));
+}
+
 /// More blocks than a row's softmax can sum exactly: refused by what selects, not by dense.
 #[test]
 fn q33_more_blocks_than_a_row_can_have() {
@@ -333,6 +367,10 @@ fn q35_rope_layout_acts() {
 #[case::wrong_type(r#"{"rope": {"theta": "1e4"}}"#)]
 #[case::negative(r#"{"rope": {"theta": 1e4}, "block": -1}"#)]
 #[case::missing(r#"{"block": 128}"#)]
+#[case::unknown_scoring(r#"{"rope": {"theta": 1e4}, "scoring": "third_order"}"#)]
+#[case::unknown_in_scoring(
+    r#"{"rope": {"theta": 1e4}, "scoring": {"second_order": {"query_sub": 32, "key": 16}}}"#
+)]
 #[case::not_json("block = 128")]
 #[case::empty("")]
 fn q36_configs_that_do_not_parse(#[case] json: &str) {

@@ -3,8 +3,8 @@
 
 use burn::tensor::{DType, Device};
 use burn_prism::{
-    AttentionOptions, AttentionShape, PrismConfig, SelectedBlocks, block_sparse_attention,
-    dense_attention, prism_attention, select_blocks,
+    AttentionOptions, AttentionShape, BandRule, PrismConfig, Scoring, SelectedBlocks,
+    block_sparse_attention, dense_attention, prism_attention, select_blocks,
 };
 use rstest::rstest;
 use tests::{Inputs, Kind, all_devices, devices, grids, random_selection, values};
@@ -105,6 +105,12 @@ fn selection_stays_in_range(
     for device in if worst { all_devices() } else { devices() } {
         let [q, k, _] = inputs.tensors(DType::F32, &device);
         let got = select_blocks(q, k, &config(), &AttentionOptions::default()).unwrap();
+        got.to_host().unwrap().validate(&grids(&shape(), BLOCK), 4).unwrap();
+        let [q, k, _] = inputs.tensors(DType::F32, &device);
+        let second_order = PrismConfig { bands: BandRule::Auto, ..config() };
+        let second_order =
+            second_order.with_scoring(Scoring::SecondOrder { query_sub: 16, key_sub: 32 });
+        let got = select_blocks(q, k, &second_order, &AttentionOptions::default()).unwrap();
         got.to_host().unwrap().validate(&grids(&shape(), BLOCK), 4).unwrap();
     }
 }

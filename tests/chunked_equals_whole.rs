@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::{
     AttentionOptions, AttentionShape, Calibration, PrismAttention, PrismCache, PrismConfig,
-    prism_attention,
+    Scoring, prism_attention,
 };
 use rstest::rstest;
 use tests::{Inputs, Kind, devices, devices_and_wgpu, values};
@@ -75,6 +75,34 @@ fn causal_prism_in_aligned_chunks_selects_the_same(#[case] chunks: &[usize]) {
             run(&attention, inputs.tensors(DType::F32, &device), &mut cache(&device), chunks);
         assert_eq!(whole.1, parts.1, "{device:?}: selection");
         assert!(close(&whole.0, &parts.0) < 1e-5, "{device:?}: output");
+    }
+}
+
+/// Second-order scores look at nothing but the blocks themselves, so they need no calibration for
+/// it; means and variances of sub-blocks carry over in the cache.
+#[rstest]
+#[case(&[160, 140])]
+#[case(&[32, 32, 32, 32, 32, 32, 32, 32, 44])]
+#[case(&[288, 12])]
+fn second_order_in_aligned_chunks_selects_the_same(#[case] chunks: &[usize]) {
+    let inputs = Inputs::random(shape(), Kind::HeavyTailed, DType::F32, 8);
+    let scoring = Scoring::SecondOrder { query_sub: 16, key_sub: 16 };
+    let config = PrismConfig::smollm2().with_block(BLOCK).with_mass(0.8).with_dense_below(0);
+    for device in devices() {
+        let attention = config.clone().with_scoring(scoring).init();
+        let whole =
+            run(&attention, inputs.tensors(DType::F32, &device), &mut cache(&device), &[LEN]);
+        let mut used = cache(&device);
+        for _ in 0..2 {
+            let parts = run(&attention, inputs.tensors(DType::F32, &device), &mut used, chunks);
+            assert_eq!(whole.1, parts.1, "{device:?}: selection");
+            assert!(close(&whole.0, &parts.0) < 1e-5, "{device:?}: output");
+            used.reset();
+        }
+        // Without a cache it is the same selection, too.
+        let [q, k, v] = inputs.tensors(DType::F32, &device);
+        let report = attention.forward_with(q, k, v, &AttentionOptions::default()).unwrap().report;
+        assert_eq!(report.selected.unwrap().to_host().unwrap().to_bools(), whole.1);
     }
 }
 

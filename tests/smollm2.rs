@@ -1,5 +1,6 @@
 //! Does a real model reproduce the published numbers on a real text? SmolLM2-135M-Instruct over
-//! 8192 tokens: token ids, dense NLL, and NLL and density of Prism at three masses.
+//! 8192 tokens: token ids, dense NLL, and NLL and density of Prism at three masses and with
+//! second-order scores.
 //!
 //! The model file comes from `PRISM_MODEL`, which `cargo xtask test` sets; `cargo xtask fetch`
 //! prints a path to set it to.
@@ -7,7 +8,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::{DType, Device};
-use burn_prism::{AttentionOptions, PrismConfig};
+use burn_prism::{AttentionOptions, PrismConfig, Scoring};
 use prism_models::{Checkpoint, Llama, Predictions};
 use serde_json::Value;
 use tests::fixtures;
@@ -83,4 +84,12 @@ fn nll_and_density_are_the_published_ones() {
         assert!((got.mean_nll() - nll).abs() < 0.01, "mass {mass}: nll {}", got.mean_nll());
         assert!((density - right).abs() < 0.01, "mass {mass}: density {density}");
     }
+
+    // Ours, not published: what a separate implementation of second-order scores measured.
+    let config = llama.prism_config().with_scoring(Scoring::second_order());
+    let config = config.with_mass(0.9).with_dense_last_blocks(0);
+    let (got, density) = read(&mut llama, &ids, Some(&config));
+    println!("second order, mass 0.9: nll {:.4}, density {density:.4}", got.mean_nll());
+    assert!((got.mean_nll() - 3.1123).abs() < 0.005, "second order: nll {}", got.mean_nll());
+    assert!((density - 0.246).abs() < 0.005, "second order: density {density}");
 }

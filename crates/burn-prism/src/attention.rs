@@ -11,10 +11,13 @@ use prism_core::{AttentionShape, BlockGrid, SequenceLengths};
 
 use crate::check;
 use crate::config::{PrismConfig, resolve_scale};
-use crate::ops::{AttendParams, PrismBackend, SelectParams, Side};
+use crate::ops::{AttendParams, PrismBackend};
 use crate::plan;
 use crate::report::{Path, Report};
+use crate::select::is_empty;
 use crate::selected::SelectedBlocks;
+
+pub use crate::select::select_blocks;
 
 /// What differs from call to call.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -105,74 +108,6 @@ pub fn dense_attention(
     Ok(AttentionOutput { output: Tensor::from_dispatch(output), lse })
 }
 
-/// The key blocks that Prism lets each query block read (paper §3).
-///
-/// # Errors
-/// Shapes, element types, devices, lengths or settings that don't fit; nothing has run then.
-pub fn select_blocks(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    config: &PrismConfig,
-    options: &AttentionOptions,
-) -> Result<SelectedBlocks> {
-    let shape = check::inputs(&q, &k, &k)?;
-    config.validate(shape.head_dim)?;
-    let grids = check::grids(config.block, &shape, options.lengths.as_ref())?;
-    check::selectable(config, grids.iter().map(BlockGrid::kv_len).max().unwrap_or(0))?;
-    let pooled_k = pool(k, &grids, Side::Keys);
-    let history = Tensor::zeros([shape.batch, shape.q_heads, 4], (&q.device(), DType::F32));
-    let pooled_q = pool(q, &grids, Side::Queries);
-    select_pooled(pooled_q, pooled_k, history, &shape, grids, config, options.more_follows)
-}
-
-/// Block means of a tensor in f32, `[batch, heads, blocks, head_dim]`.
-pub(crate) fn pool(x: Tensor<4>, grids: &[BlockGrid], side: Side) -> Tensor<4> {
-    let blocks = match side {
-        Side::Queries => prism_core::selection::extent(grids).0,
-        Side::Keys => prism_core::selection::extent(grids).1,
-    };
-    let [batch, heads, len, head_dim] = x.dims();
-    if blocks == 0 || len == 0 {
-        return Tensor::zeros([batch, heads, blocks, head_dim], (&x.device(), DType::F32));
-    }
-    let pooled = <Dispatch as PrismBackend>::prism_pool(x.into_dispatch(), grids.to_vec(), side);
-    Tensor::from_dispatch(pooled)
-}
-
-/// [`select_blocks`] from pooled Q and K and the energy of earlier query blocks.
-pub(crate) fn select_pooled(
-    pooled_q: Tensor<4>,
-    pooled_k: Tensor<4>,
-    history: Tensor<3>,
-    shape: &AttentionShape,
-    grids: Vec<BlockGrid>,
-    config: &PrismConfig,
-    more_follows: bool,
-) -> Result<SelectedBlocks> {
-    let bands = config.validate(shape.head_dim)?;
-    if is_empty(&grids) {
-        let rows = prism_core::selection::extent(&grids).0;
-        let device = pooled_q.device();
-        let width = SelectedBlocks::words_per_row(&grids);
-        let options = (&device, DType::I32);
-        return Ok(SelectedBlocks {
-            words: Tensor::zeros([shape.batch, shape.q_heads, rows, width], options),
-            counts: Tensor::zeros([shape.batch, shape.q_heads, rows], options),
-            grids,
-        });
-    }
-    let params =
-        SelectParams::new(grids.clone(), bands, config.calibration, config.selection, more_follows);
-    let (words, counts) = <Dispatch as PrismBackend>::prism_select(
-        pooled_q.into_dispatch(),
-        pooled_k.into_dispatch(),
-        history.into_dispatch(),
-        params,
-    );
-    let (words, counts) = (Tensor::from_dispatch(words), Tensor::from_dispatch(counts));
-    Ok(SelectedBlocks { words, counts, grids })
-}
-
 /// Attention over selected blocks: Prism's, or one's own.
 ///
 /// # Errors
@@ -249,10 +184,6 @@ pub fn prism_attention(
 /// The options with the config's scale where the call gives none.
 pub(crate) fn with_scale_of(options: &AttentionOptions, config: &PrismConfig) -> AttentionOptions {
     AttentionOptions { scale: options.scale.or(config.scale), ..options.clone() }
-}
-
-fn is_empty(grids: &[BlockGrid]) -> bool {
-    grids.iter().all(|grid| grid.rows() == 0)
 }
 
 fn lengths(grids: &[BlockGrid]) -> Vec<(usize, usize)> {

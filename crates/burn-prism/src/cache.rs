@@ -1,31 +1,33 @@
-//! A preallocated cache of keys and values, with the block means of the keys.
+//! A preallocated cache of keys and values, with what the keys leave behind block by block.
 //!
 //! Pooled keys are append-only but for the last block, so later chunks of a prompt select from
-//! means that earlier chunks paid for. For causal calibration the cache also keeps the energy of
-//! the query blocks seen so far.
+//! means (and for second-order scoring variances) that earlier chunks paid for. For causal
+//! calibration the cache also keeps the energy of the query blocks seen so far.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use prism_core::bands::Bands;
 use prism_core::error::{PrismError, Result};
-use prism_core::{AttentionShape, BlockGrid};
+use prism_core::{AttentionShape, BlockGrid, Scoring};
 
-use crate::attention::{self, AttentionOptions};
+use crate::attention::AttentionOptions;
 use crate::check;
 use crate::config::PrismConfig;
 use crate::ops::Side;
+use crate::pooled::PooledBlocks;
+use crate::select::{self, PooledKeys};
 
 /// Keys, values and pooled keys of one layer, `[batch, kv_heads, capacity, head_dim]`.
 #[derive(Debug, Clone)]
 pub struct PrismCache {
     k: Tensor<4>,
     v: Tensor<4>,
-    pooled_k: Tensor<4>,
+    /// Means of the blocks.
+    means: PooledBlocks<1>,
+    /// Means and variances of the sub-blocks of second-order scoring, once that has been asked for.
+    moments: Option<PooledBlocks<2>>,
     /// Energy of earlier query blocks, `[batch, q_heads, 4]`: high, low, all, blocks.
     history: Tensor<3>,
     len: usize,
-    /// Leading keys whose blocks are pooled.
-    pooled: usize,
-    block: usize,
 }
 
 impl PrismCache {
@@ -43,7 +45,7 @@ impl PrismCache {
     ) -> Result<Self> {
         check::element("cache", dtype)?;
         check::supported(dtype, device)?;
-        let blocks = BlockGrid::new(block, capacity, capacity)?.key_blocks();
+        BlockGrid::new(block, capacity, capacity)?;
         if capacity == 0 {
             return Err(PrismError::ZeroDim { name: "cache capacity" });
         }
@@ -52,11 +54,10 @@ impl PrismCache {
         Ok(Self {
             k: Tensor::zeros(dims, (device, dtype)),
             v: Tensor::zeros(dims, (device, dtype)),
-            pooled_k: Tensor::zeros([batch, kv_heads, blocks, head_dim], (device, DType::F32)),
+            means: PooledBlocks::new(dims, block, device),
+            moments: None,
             history: Tensor::zeros([batch, q_heads, 4], (device, DType::F32)),
             len: 0,
-            pooled: 0,
-            block,
         })
     }
 
@@ -77,8 +78,7 @@ impl PrismCache {
 
     /// Forgets everything, pooled keys and calibration included; keeps the memory.
     pub fn reset(&mut self) {
-        (self.len, self.pooled) = (0, 0);
-        self.history = self.history.zeros_like();
+        self.keep(0);
     }
 
     /// Keeps the first `len` positions, to answer another question on the same text. Calibration
@@ -91,10 +91,15 @@ impl PrismCache {
             let reason = format!("can't keep {len} positions of {}", self.len);
             return Err(PrismError::Cache { reason });
         }
-        self.len = len;
-        self.pooled = self.pooled.min(len / self.block * self.block);
-        self.history = self.history.zeros_like();
+        self.keep(len);
         Ok(())
+    }
+
+    fn keep(&mut self, len: usize) {
+        self.len = len;
+        self.means.truncate(len);
+        self.moments.iter_mut().for_each(|moments| moments.truncate(len));
+        self.history = self.history.zeros_like();
     }
 
     /// Appends K and V `[batch, kv_heads, n, head_dim]`.
@@ -198,9 +203,10 @@ impl PrismCache {
         if q.device() != self.k.device() {
             return Err(PrismError::Device { left: "q", right: "cache" });
         }
-        if config.block != self.block {
+        let block = self.means.block();
+        if config.block != block {
             let reason =
-                format!("it pools blocks of {}, but the settings say {}", self.block, config.block);
+                format!("it pools blocks of {block}, but the settings say {}", config.block);
             return Err(PrismError::Cache { reason });
         }
         if options.lengths.is_some() {
@@ -210,28 +216,24 @@ impl PrismCache {
         Ok(())
     }
 
-    /// Means of the key blocks held, `[batch, kv_heads, key_blocks, head_dim]`; pools what is new.
-    pub(crate) fn pooled_keys(&mut self) -> Tensor<4> {
-        let [batch, heads, _, head_dim] = self.k.dims();
-        let blocks = self.len.div_ceil(self.block);
-        let first = self.pooled / self.block;
-        if self.pooled < self.len {
-            let from = first * self.block;
-            let fresh = self.k.clone().slice([0..batch, 0..heads, from..self.len, 0..head_dim]);
-            // `from` is on the grid and keys start at it, so a grid of their own is the same one.
-            if let Ok(grid) = BlockGrid::new(self.block, 0, self.len - from) {
-                let means = attention::pool(fresh, &vec![grid; batch], Side::Keys);
-                let at = [0..batch, 0..heads, first..blocks, 0..head_dim];
-                self.pooled_k.inplace(|all| all.slice_assign(at, means));
+    /// What the keys held leave behind for a way of scoring; pools what is new.
+    pub(crate) fn pooled_keys(&mut self, scoring: Scoring) -> PooledKeys {
+        match scoring {
+            Scoring::Bands => {
+                let [means] = self
+                    .means
+                    .of(&self.k, self.len, |keys, grids| [select::pool(keys, grids, Side::Keys)]);
+                PooledKeys::Bands { means, history: self.history.clone() }
             }
-            self.pooled = self.len;
+            Scoring::SecondOrder { query_sub, key_sub } => {
+                let fresh = || PooledBlocks::new(self.k.dims(), key_sub, &self.k.device());
+                let held = self.moments.take().filter(|held| held.block() == key_sub);
+                let moments = self.moments.insert(held.unwrap_or_else(fresh));
+                let [means, variances] = moments
+                    .of(&self.k, self.len, |keys, grids| select::pool_moments(keys, grids).into());
+                PooledKeys::SecondOrder { query_sub, key_sub, means, variances }
+            }
         }
-        self.pooled_k.clone().slice([0..batch, 0..heads, 0..blocks, 0..head_dim])
-    }
-
-    /// Energy of earlier query blocks, `[batch, q_heads, 4]`.
-    pub(crate) fn history(&self) -> Tensor<3> {
-        self.history.clone()
     }
 
     /// Adds the energy of query blocks `[batch, q_heads, rows, head_dim]` just attended.

@@ -46,9 +46,9 @@ pub(crate) fn grids(
         .collect()
 }
 
-/// Checks that `keys` keys have masses under the given settings.
+/// Checks that a row of `keys` keys has masses under settings that are valid themselves.
 pub(crate) fn selectable(config: &PrismConfig, keys: usize) -> Result<()> {
-    masses::check_row(keys.div_ceil(config.block))
+    masses::check_row(config.scoring.row_blocks(config.block, keys))
 }
 
 /// Checks that a device has an element type.

@@ -2,7 +2,7 @@
 
 use prism_core::bands::{BandRule, Bands};
 use prism_core::error::{PrismError, Result};
-use prism_core::{Budget, Calibration, Rope, SelectionRule};
+use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule};
 use serde::{Deserialize, Serialize};
 
 use crate::module::PrismAttention;
@@ -27,10 +27,14 @@ pub struct PrismConfig {
     /// Positions a block.
     #[serde(default = "default_block")]
     pub block: usize,
-    /// How dims are shared out between the bands.
+    /// How blocks are scored.
+    #[serde(default)]
+    pub scoring: Scoring,
+    /// How dims are shared out between the bands; automatic where the scoring has none.
     #[serde(default)]
     pub bands: BandRule,
-    /// Over which blocks the temperature calibration runs.
+    /// Over which blocks the temperature calibration runs; second-order scoring has no temperature
+    /// and always selects what [`Calibration::Causal`] promises.
     #[serde(default)]
     pub calibration: Calibration,
     /// Which blocks a row reads, given its scores.
@@ -54,6 +58,7 @@ impl PrismConfig {
         Self {
             rope,
             block: default_block(),
+            scoring: Scoring::default(),
             bands: BandRule::default(),
             calibration: Calibration::default(),
             selection: SelectionRule::default(),
@@ -95,6 +100,12 @@ impl PrismConfig {
         self
     }
 
+    /// Sets how blocks are scored.
+    pub fn with_scoring(mut self, scoring: Scoring) -> Self {
+        self.scoring = scoring;
+        self
+    }
+
     /// Sets explicit band widths, as the paper counts them.
     pub fn with_bands(mut self, high: usize, low: usize) -> Self {
         self.bands = BandRule::Dims { high, low };
@@ -131,6 +142,11 @@ impl PrismConfig {
     /// The first setting out of range, with its limit and the value got.
     pub fn validate(&self, head_dim: usize) -> Result<Bands> {
         prism_core::BlockGrid::new(self.block, 0, 0)?;
+        self.scoring.validate(self.block)?;
+        if self.scoring != Scoring::Bands && self.bands != BandRule::Auto {
+            let reason = format!("second-order scoring has none to set, got {:?}", self.bands);
+            return Err(PrismError::Bands { reason });
+        }
         self.selection.validate()?;
         check_scale(self.scale)?;
         // Fails on bad RoPE settings even where explicit bands don't need the frequencies.

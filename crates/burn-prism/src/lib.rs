@@ -39,6 +39,8 @@ pub mod fallback;
 #[cfg(feature = "flex")]
 #[doc(hidden)]
 pub mod flex;
+mod pooled;
+mod select;
 
 pub mod attention;
 pub mod cache;
@@ -59,7 +61,7 @@ pub use module::PrismAttention;
 pub use plan::{Plan, plan};
 pub use prism_core::{
     AttentionShape, BandRule, BlockGrid, BlockSelection, Budget, Calibration, Cost, PrismError,
-    Result, Rope, RopeLayout, RopeScaling, SelectionRule, SequenceLengths,
+    Result, Rope, RopeLayout, RopeScaling, Scoring, SelectionRule, SequenceLengths,
 };
 pub use report::{Path, Reason, Report};
 pub use selected::SelectedBlocks;

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use prism_core::error::Result;
+use prism_core::{Calibration, Scoring};
 
 use crate::attention::{
     self, AttentionOptions, PrismOutput, block_sparse_attention, dense_attention, prism_attention,
@@ -10,9 +11,9 @@ use crate::attention::{
 use crate::cache::PrismCache;
 use crate::check;
 use crate::config::PrismConfig;
-use crate::ops::Side;
 use crate::plan;
 use crate::report::{Path, Report};
+use crate::select;
 
 /// Causal attention that reads only the blocks that matter: goes where a model's own
 /// scaled-dot-product attention was, after RoPE and before the output projection.
@@ -68,7 +69,7 @@ impl PrismAttention {
     }
 
     /// Attention of the next chunk of a prompt: appends K and V to the cache and attends over all
-    /// it holds. With [`Calibration::Causal`](prism_core::Calibration) and chunks that end on
+    /// it holds. With [`Calibration::Causal`] or [`Scoring::SecondOrder`], and chunks that end on
     /// block boundaries, chunks select exactly what the whole prompt selects.
     ///
     /// # Errors
@@ -95,16 +96,17 @@ impl PrismAttention {
         let (keys, values) = (cache.keys(), cache.values());
         let shape = check::inputs(&q, &keys, &values)?;
         let grids = check::grids(self.config.block, &shape, None)?;
-        // Decoding needs no statistics: nothing sparse follows it in the same prompt.
-        let pooled_q = (queries > 1 && self.config.calibration == prism_core::Calibration::Causal
-            || path == Path::Sparse)
-            .then(|| attention::pool(q.clone(), &grids, Side::Queries));
+        let pooled_q = || select::pool_queries(q.clone(), &grids, &self.config);
+        // Band statistics that later chunks are calibrated by. Decoding needs none: nothing sparse
+        // follows it in the same prompt.
+        let causal = self.config.calibration == Calibration::Causal && queries > 1;
+        let banded = self.config.scoring == Scoring::Bands;
+        let pooled_q = (path == Path::Sparse || banded && causal).then(pooled_q);
         let (result, selected) = match (path, &pooled_q) {
             (Path::Sparse, Some(pooled_q)) => {
-                let selected = attention::select_pooled(
+                let selected = select::select_pooled(
                     pooled_q.clone(),
-                    cache.pooled_keys(),
-                    cache.history(),
+                    cache.pooled_keys(self.config.scoring),
                     &shape,
                     grids,
                     &self.config,
@@ -114,7 +116,7 @@ impl PrismAttention {
             }
             _ => (dense_attention(q, keys, values, &options)?, None),
         };
-        if let Some(pooled_q) = pooled_q {
+        if let Some(pooled_q) = pooled_q.filter(|_| banded) {
             cache.record_queries(pooled_q, &bands);
         }
         let report = Report { path, reason, selected };

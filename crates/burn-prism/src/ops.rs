@@ -11,6 +11,7 @@ use burn::backend::{
 };
 use derive_new::new;
 use prism_core::bands::Bands;
+use prism_core::second_order::SubBlocks;
 use prism_core::{BlockGrid, Calibration, SelectionRule};
 
 #[cfg(feature = "fusion")]
@@ -32,6 +33,28 @@ pub struct SelectParams {
     pub rule: SelectionRule,
     /// Whether this is a chunk of a prompt that goes on.
     pub more_follows: bool,
+}
+
+/// How pooled sub-blocks become a selection ([`prism_core::second_order`]).
+#[derive(Debug, Clone, new)]
+pub struct SecondOrderParams {
+    /// Block grid of each sequence.
+    pub grids: Vec<BlockGrid>,
+    /// Positions a query sub-block.
+    pub query_sub: usize,
+    /// Positions a key sub-block.
+    pub key_sub: usize,
+    /// The selection rule.
+    pub rule: SelectionRule,
+    /// Whether this is a chunk of a prompt that goes on.
+    pub more_follows: bool,
+}
+
+impl SecondOrderParams {
+    /// Sub-blocks of a sequence.
+    pub fn sub_blocks(&self, sequence: usize) -> SubBlocks {
+        SubBlocks::new(self.grids[sequence], self.query_sub, self.key_sub)
+    }
 }
 
 /// How attention is computed.
@@ -75,6 +98,29 @@ pub trait PrismBackend: Backend {
         params: SelectParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         fallback::select::<Self>(pooled_q, pooled_k, history, &params)
+    }
+
+    /// Means and variances (population, each dim by itself) of the key blocks of `x`
+    /// `[batch, kv_heads, length, head_dim]` in f32, each `[batch, kv_heads, blocks, head_dim]`,
+    /// over the tokens actually present; 0 for blocks that a shorter sequence lacks.
+    fn prism_pool_moments(
+        x: FloatTensor<Self>,
+        grids: Vec<BlockGrid>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        fallback::pool_moments::<Self>(x, &grids)
+    }
+
+    /// Selection by second-order scores, from means of query sub-blocks
+    /// `[batch, q_heads, query sub-blocks, head_dim]` and means and variances of key sub-blocks
+    /// `[batch, kv_heads, key sub-blocks, head_dim]`, all f32; the result is that of
+    /// [`prism_select`](Self::prism_select).
+    fn prism_select_second_order(
+        q_means: FloatTensor<Self>,
+        k_means: FloatTensor<Self>,
+        k_variances: FloatTensor<Self>,
+        params: SecondOrderParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        fallback::select_second_order::<Self>(q_means, k_means, k_variances, &params)
     }
 
     /// Attention over the selected blocks: output `[batch, q_heads, q_len, head_dim]` in the

@@ -69,6 +69,7 @@ pub fn plan(
     let lengths = SequenceLengths::resolve(lengths, shape)?;
     let (path, reason) = choose_path(config, &lengths, device);
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
+    let cost = cost.with_scoring(shape, &grids, config.scoring);
     let scratch = match path {
         Path::Dense => 0,
         Path::Sparse => {

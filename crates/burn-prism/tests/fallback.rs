@@ -9,8 +9,9 @@ use burn::backend::{
 };
 use burn::tensor::{DType, TensorData, read_sync};
 use burn_prism::fallback;
-use burn_prism::ops::{AttendParams, SelectParams, Side};
+use burn_prism::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
 use prism_core::scores::{BandEnergy, PooledHead};
+use prism_core::second_order::SubBlocks;
 use prism_core::selection::{WORD_BITS, extent, set_bits};
 use prism_core::{
     AttentionShape, BandRule, Bands, BlockGrid, BlockSelection, Budget, Calibration, Rope,
@@ -199,6 +200,87 @@ fn pools<B: Backend>() {
     }
 }
 
+impl Problem {
+    fn sub_blocks(&self, query_sub: usize, key_sub: usize) -> Vec<SubBlocks> {
+        self.grids.iter().map(|&grid| SubBlocks::new(grid, query_sub, key_sub)).collect()
+    }
+
+    /// Means of the query sub-blocks, and means and variances of the key sub-blocks.
+    fn moments(&self, subs: &[SubBlocks]) -> [Vec<f32>; 3] {
+        let AttentionShape { q_heads, kv_heads, q_len, kv_len, head_dim: d, .. } = self.shape;
+        let queries: Vec<BlockGrid> = subs.iter().map(|sub| *sub.queries()).collect();
+        let keys: Vec<BlockGrid> = subs.iter().map(|sub| *sub.keys()).collect();
+        let (means, variances) = oracle::pool_moments(&wide(&self.k), kv_heads, kv_len, d, &keys);
+        [oracle::pool_queries(&wide(&self.q), q_heads, q_len, d, &queries), means, variances]
+    }
+}
+
+fn pools_moments<B: PrismBackend>() {
+    let device = Device::<B>::default();
+    for problem in problems() {
+        let [_, k_dims] = problem.dims();
+        for sub in [4, 16] {
+            let subs = problem.sub_blocks(sub, sub);
+            let grids: Vec<BlockGrid> = subs.iter().map(|sub| *sub.keys()).collect();
+            if extent(&grids).1 == 0 {
+                continue;
+            }
+            let [_, expected_means, expected_variances] = problem.moments(&subs);
+            let k = float::<B>(&problem.k, &k_dims, &device);
+            let dims = [k_dims[0], k_dims[1], extent(&grids).1, k_dims[3]];
+            for (means, variances) in [
+                fallback::pool_moments::<B>(k.clone(), &grids),
+                B::prism_pool_moments(k, grids.clone()),
+            ] {
+                assert_eq!(means.shape().to_vec(), dims);
+                assert_eq!(variances.shape().to_vec(), dims);
+                close(&read::<B>(means), &wide(&expected_means), 1e-5);
+                close(&read::<B>(variances), &wide(&expected_variances), 1e-5);
+            }
+        }
+    }
+}
+
+/// Both the tensor ops and what the backend supplies, against the oracle's rule.
+fn selects_by_second_order<B: PrismBackend>() {
+    let device = Device::<B>::default();
+    let long = Problem::new([4, 2], 12, 16, &[(400, 900), (900, 900), (900, 900)]);
+    for (i, problem) in problems().chain([long]).enumerate() {
+        let AttentionShape { batch, q_heads, kv_heads, head_dim: d, .. } = problem.shape;
+        for (j, mut rule) in rules().into_iter().enumerate() {
+            if extent(&problem.grids).0 == 0 {
+                continue;
+            }
+            rule.dense_last_blocks = j % 2;
+            let (query_sub, key_sub) = [(8, 4), (16, 8), (4, 16)][(i + j) % 3];
+            let subs = problem.sub_blocks(query_sub, key_sub);
+            let [q, means, variances] = problem.moments(&subs);
+            let expected =
+                oracle::select_second_order(&q, (&means, &variances), &problem.shape, &subs, &rule);
+            let queries = q.len() / (batch * q_heads * d);
+            let keys = means.len() / (batch * kv_heads * d);
+            let inputs = || {
+                (
+                    float::<B>(&q, &[batch, q_heads, queries, d], &device),
+                    float::<B>(&means, &[batch, kv_heads, keys, d], &device),
+                    float::<B>(&variances, &[batch, kv_heads, keys, d], &device),
+                )
+            };
+            let grids = problem.grids.clone();
+            let params = SecondOrderParams::new(grids, query_sub, key_sub, rule, false);
+            let (q, means, variances) = inputs();
+            let ops = fallback::select_second_order::<B>(q, means, variances, &params);
+            let (q, means, variances) = inputs();
+            let native = B::prism_select_second_order(q, means, variances, params);
+            for (words, counts) in [ops, native] {
+                let (words, counts) = (read_words::<B>(words), read_words::<B>(counts));
+                let got = BlockSelection::from_words(expected.shape(), words, counts).unwrap();
+                assert_eq!(got, expected, "{:?}, {rule:?}, {query_sub}, {key_sub}", problem.grids);
+            }
+        }
+    }
+}
+
 fn attends<B: Backend>() {
     for problem in problems() {
         for selection in [None, Some(problem.some_blocks())] {
@@ -261,6 +343,9 @@ fn expected_selection(
     selection
 }
 
+/// How far off the sum of a row's masses may be in f32.
+const MASS_TOLERANCE: f64 = 1e-6;
+
 #[track_caller]
 fn check_selection<B: Backend>(
     [q, k, history]: [&[f32]; 3],
@@ -282,13 +367,24 @@ fn check_selection<B: Backend>(
     let dims = [batch, q_heads, rows, key_blocks];
     let (words, counts) = (read_words::<B>(words), read_words::<B>(counts));
     let got = BlockSelection::from_words(dims, words, counts).unwrap();
-    let expected = expected_selection(q, k, history, shape, params);
+    // Masses in floats instead of fixed point: a row may come out as with a budget this close.
+    let near = [0.0, -MASS_TOLERANCE, MASS_TOLERANCE].map(|off| {
+        let mut params = params.clone();
+        if let Budget::Mass(mass) = &mut params.rule.budget
+            && *mass < 1.0
+        {
+            *mass += off;
+        }
+        expected_selection(q, k, history, shape, &params)
+    });
     for b in 0..batch {
         for h in 0..q_heads {
             for row in 0..rows {
                 let blocks = |s: &BlockSelection| s.blocks(b, h, row).collect::<Vec<_>>();
                 let at = format!("batch {b}, head {h}, row {row}, {:?}", params.rule);
-                assert_eq!(blocks(&got), blocks(&expected), "{at}, {:?}", params.calibration);
+                if near[1..].iter().all(|near| blocks(&got) != blocks(near)) {
+                    assert_eq!(blocks(&got), blocks(&near[0]), "{at}, {:?}", params.calibration);
+                }
             }
         }
     }
@@ -534,13 +630,14 @@ macro_rules! on {
 
 on! {
     flex: Flex => [
-        pools, attends, attends_in_tiles, selects, selects_in_tiles, selects_from_odd_numbers,
+        pools, pools_moments, selects_by_second_order, attends, attends_in_tiles, selects, selects_in_tiles, selects_from_odd_numbers,
         bad_keys_stay_where_they_are_read, rows_without_keys_are_zero, takes_half_precision,
     ];
     ndarray: NdArray => [
-        pools, attends, attends_in_tiles, selects, selects_in_tiles, selects_from_odd_numbers,
+        pools, pools_moments, selects_by_second_order, attends, attends_in_tiles, selects, selects_in_tiles, selects_from_odd_numbers,
         bad_keys_stay_where_they_are_read, rows_without_keys_are_zero,
     ];
-    autodiff: Autodiff<Flex> => [pools, attends, selects, gradients_are_right];
+    autodiff: Autodiff<Flex> => [
+        pools, pools_moments, selects_by_second_order, attends, selects, gradients_are_right];
     autodiff_ndarray: Autodiff<NdArray> => [gradients_are_right];
 }

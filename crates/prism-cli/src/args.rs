@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use burn_prism::{Calibration, PrismConfig};
+use anyhow::{Result, bail};
+use burn_prism::{Calibration, PrismConfig, Scoring};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Run Llama models with Prism block-sparse attention, and measure what it saves and costs.
@@ -60,6 +61,14 @@ pub enum CalibrationArg {
     Off,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScoringArg {
+    /// Block means within spectral bands (the paper)
+    Bands,
+    /// Sub-block means and key variances
+    SecondOrder,
+}
+
 #[derive(Debug, Args)]
 pub struct PrismArgs {
     /// Estimated probability that each row keeps, above 0 and at most 1
@@ -71,6 +80,15 @@ pub struct PrismArgs {
     /// Last query blocks that read everything
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub dense_last_blocks: usize,
+    /// How blocks are scored
+    #[arg(long, value_enum, default_value_t = ScoringArg::Bands)]
+    pub scoring: ScoringArg,
+    /// Positions a query sub-block of --scoring second-order [default: 32, at most the block]
+    #[arg(long, value_name = "N")]
+    pub query_sub: Option<usize>,
+    /// Positions a key sub-block of --scoring second-order [default: 16, at most the block]
+    #[arg(long, value_name = "N")]
+    pub key_sub: Option<usize>,
     /// Dims of the high band, with --low-dims; chosen from the model's RoPE unless given
     #[arg(long, requires = "low_dims")]
     pub high_dims: Option<usize>,
@@ -87,10 +105,13 @@ pub struct PrismArgs {
 
 impl PrismArgs {
     /// Applies the arguments to a model's own settings.
-    pub fn apply(&self, mut config: PrismConfig) -> PrismConfig {
+    ///
+    /// Arguments that the scoring has no use for are refused rather than ignored.
+    pub fn apply(&self, mut config: PrismConfig) -> Result<PrismConfig> {
         config = config
             .with_mass(self.mass)
             .with_block(self.block)
+            .with_scoring(self.scoring()?)
             .with_dense_last_blocks(self.dense_last_blocks)
             .with_calibration(match self.calibration {
                 CalibrationArg::Global => Calibration::Global,
@@ -101,7 +122,23 @@ impl PrismArgs {
             config = config.with_bands(high, low);
         }
         config.dense_below = self.dense_below;
-        config
+        Ok(config)
+    }
+
+    fn scoring(&self) -> Result<Scoring> {
+        match self.scoring {
+            ScoringArg::Bands if self.query_sub.is_some() || self.key_sub.is_some() => {
+                bail!("--query-sub and --key-sub need --scoring second-order")
+            }
+            ScoringArg::Bands => Ok(Scoring::Bands),
+            ScoringArg::SecondOrder if self.calibration != CalibrationArg::Global => {
+                bail!("--calibration is for --scoring bands: second order needs none")
+            }
+            ScoringArg::SecondOrder => Ok(Scoring::SecondOrder {
+                query_sub: self.query_sub.unwrap_or(self.block.min(32)),
+                key_sub: self.key_sub.unwrap_or(self.block.min(16)),
+            }),
+        }
     }
 }
 

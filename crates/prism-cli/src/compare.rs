@@ -36,7 +36,7 @@ struct Report {
 pub fn run(args: &CompareArgs) -> Result<()> {
     let mut opened = model::open(&args.model)?;
     let ids = model::read_tokens(&opened.tokenizer, &args.file, args.tokens)?;
-    let config = args.prism.apply(opened.llama.prism_config());
+    let config = args.prism.apply(opened.llama.prism_config())?;
     let layer = args.layer.unwrap_or(opened.llama.config().layers / 2);
     if layer >= opened.llama.config().layers {
         bail!("there is no layer {layer}: the model has {}", opened.llama.config().layers);

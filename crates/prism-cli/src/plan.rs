@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::DType;
-use burn_prism::{AttentionShape, Plan, PrismConfig, Rope};
+use burn_prism::{AttentionShape, Plan, PrismConfig, Rope, Scoring};
 use serde::Serialize;
 
 use crate::args::PlanArgs;
@@ -36,7 +36,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let keys = args.tokens.saturating_add(args.cached);
     let kv = [args.batch, kv_heads, keys, head_dim];
     let shape = AttentionShape::new([args.batch, q_heads, args.tokens, head_dim], kv, kv)?;
-    let config = args.prism.apply(PrismConfig::new(rope));
+    let config = args.prism.apply(PrismConfig::new(rope))?;
     let plan = burn_prism::plan(&config, &shape, None, dtype, &device)?;
     let bands = config.validate(head_dim)?;
     let report =
@@ -49,10 +49,15 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     table.add_row(["computed by".into(), report.plan.kernel.to_string()]);
     table.add_row(["results and scratch".into(), output::bytes(report.plan.bytes)]);
     table.add_row(["dense attention".into(), format!("{:.3e} flop", report.plan.dense_flops)]);
-    table.add_row([
-        "bands".into(),
-        format!("{} high, {} low of {head_dim} dims", report.high_dims, report.low_dims),
-    ]);
+    table.add_row(match report.config.scoring {
+        Scoring::Bands => {
+            let (high, low) = (report.high_dims, report.low_dims);
+            ["bands".into(), format!("{high} high, {low} low of {head_dim} dims")]
+        }
+        Scoring::SecondOrder { query_sub, key_sub } => {
+            ["sub-blocks".into(), format!("{query_sub} queries, {key_sub} keys")]
+        }
+    });
     println!("{table}");
     Ok(())
 }

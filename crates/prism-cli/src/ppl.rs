@@ -27,7 +27,8 @@ pub fn run(args: &PplArgs) -> Result<()> {
     let mut opened = model::open(&args.model)?;
     let ids = model::read_tokens(&opened.tokenizer, &args.file, args.tokens)?;
     let prism = (args.attention == AttentionArg::Prism)
-        .then(|| args.prism.apply(opened.llama.prism_config()));
+        .then(|| args.prism.apply(opened.llama.prism_config()))
+        .transpose()?;
     let pass = prefill::run(&mut opened.llama, &ids, prism.as_ref(), 0)?;
     let predictions = opened.llama.predictions(&pass.hidden, &ids)?;
     let report = Report {

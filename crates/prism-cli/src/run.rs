@@ -30,7 +30,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed)?;
     let mut opened = model::open(&args.model)?;
     let ids = prompt_ids(args, &opened)?;
-    let config = args.prism.apply(opened.llama.prism_config());
+    let config = args.prism.apply(opened.llama.prism_config())?;
     let prism = (args.attention == AttentionArg::Prism).then_some(&config);
     opened.llama.set_attention(prism)?;
     let (llama, tokenizer) = (&opened.llama, &opened.tokenizer);

@@ -49,18 +49,36 @@ fn plan_answers_without_running() {
     assert!(ok);
     assert_eq!(json["path"], "sparse");
     assert_eq!((json["high_dims"].as_u64(), json["low_dims"].as_u64()), (Some(64), Some(96)));
+    let (ok, json, _) = prism(&["plan", "--scoring", "second-order", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let subs = &json["config"]["scoring"]["second_order"];
+    assert!(ok);
+    assert_eq!((subs["query_sub"].as_u64(), subs["key_sub"].as_u64()), (Some(32), Some(16)));
     let (ok, text, _) = prism(&["plan", "--tokens", "100"]);
     assert!(ok && text.contains("dense"), "{text}");
 }
 
 #[test]
 fn bad_arguments_are_refused_with_a_reason() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 12] = [
         (&["plan", "--mass", "1.5"], "mass must be above 0 and at most 1, got 1.5"),
         (&["plan", "--q-heads", "7", "--kv-heads", "2"], "got 7 query and 2 kv"),
         (&["plan", "--dtype", "f64"], "element type must be f32, f16 or bf16"),
         (&["plan", "--device", "tpu"], "no device \"tpu\"; it has: flex"),
         (&["plan", "--block", "0"], "block size must be between 1"),
+        (&["plan", "--query-sub", "32"], "need --scoring second-order"),
+        (
+            &["plan", "--scoring", "second-order", "--calibration", "off"],
+            "--calibration is for --scoring bands",
+        ),
+        (
+            &["plan", "--scoring", "second-order", "--key-sub", "48"],
+            "key_sub must be 16 to 128 and divide the block of 128, got 48",
+        ),
+        (
+            &["plan", "--scoring", "second-order", "--high-dims", "64", "--low-dims", "96"],
+            "second-order scoring has none to set",
+        ),
         (&["plan", "--high-dims", "3", "--low-dims", "96"], "high_dims must be even"),
         (
             &["ppl", "--model", "nowhere.gguf", "--file", "nothing.txt"],

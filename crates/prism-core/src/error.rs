@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::scores::{MAX_SUB_BLOCK, MIN_SUB_BLOCK};
+
 /// Result of a fallible call of this library.
 pub type Result<T, E = PrismError> = std::result::Result<T, E>;
 
@@ -58,6 +60,16 @@ pub enum PrismError {
         min: usize,
         /// Largest allowed.
         max: usize,
+        /// The value got.
+        got: usize,
+    },
+    /// A sub-block of second-order scoring doesn't fit the block.
+    #[error("{name} must be {}, got {got}", allowed_sub_block(*.block))]
+    SubBlock {
+        /// Which setting.
+        name: &'static str,
+        /// Positions a block.
+        block: usize,
         /// The value got.
         got: usize,
     },
@@ -127,4 +139,12 @@ pub enum PrismError {
         /// What the device said.
         reason: String,
     },
+}
+
+fn allowed_sub_block(block: usize) -> String {
+    if block < MIN_SUB_BLOCK {
+        format!("{block} like the block")
+    } else {
+        format!("{MIN_SUB_BLOCK} to {MAX_SUB_BLOCK} and divide the block of {block}")
+    }
 }

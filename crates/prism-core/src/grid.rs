@@ -45,6 +45,11 @@ impl BlockGrid {
         Ok(Self { block, q_len, kv_len })
     }
 
+    /// The same sequence in sub-blocks of `sub` positions (at least 1, at most a block).
+    pub fn subdivided(&self, sub: usize) -> Self {
+        Self { block: sub.clamp(1, self.block), ..*self }
+    }
+
     /// Positions a block.
     pub fn block(&self) -> usize {
         self.block

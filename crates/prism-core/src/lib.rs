@@ -3,8 +3,8 @@
 //!
 //! Training-free sparse prefill after *Prism: Spectral-Aware Block-Sparse Attention*
 //! (arXiv 2602.08426). Reading order: [`shape`] and [`grid`] (where tokens and blocks are),
-//! [`rope`] and [`bands`] (what pooling does to a head's dims), [`scores`] (how much blocks want
-//! each other), [`masses`] (scores as probabilities), [`select`] (the rule), [`selection`] (its
+//! [`rope`] and [`bands`] (what pooling does to a head's dims), [`scores`] and [`second_order`] (how
+//! much blocks want each other), [`masses`] (scores as probabilities), [`select`] (the rule), [`selection`] (its
 //! result), [`oracle`] (what right means), [`cost`] (what it takes).
 //!
 //! *block*: B consecutive positions. *density*: selected over causal blocks. *mass*: softmax
@@ -19,6 +19,7 @@ pub mod masses;
 pub mod oracle;
 pub mod rope;
 pub mod scores;
+pub mod second_order;
 pub mod select;
 pub mod selection;
 pub mod shape;
@@ -28,7 +29,7 @@ pub use cost::Cost;
 pub use error::{PrismError, Result};
 pub use grid::{BlockGrid, Side};
 pub use rope::{Rope, RopeLayout, RopeScaling};
-pub use scores::Calibration;
+pub use scores::{Calibration, Scoring};
 pub use select::{Budget, SelectionRule};
 pub use selection::BlockSelection;
 pub use shape::{AttentionShape, SequenceLengths};

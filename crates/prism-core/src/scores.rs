@@ -1,4 +1,5 @@
-//! Block scores: how much each query block wants each key block, from pooled vectors alone.
+//! Block scores: how much each query block wants each key block, from pooled vectors alone. Here
+//! the paper's, within spectral bands; [`crate::second_order`] has the other way.
 //!
 //! Per band z: S_z\[u, v\] = (q̄_u,z · k̄_v,z) / (√d_z · τ_z), where the temperature
 //! τ_z = √(d_z/d) · (RMS q̄_z / RMS q̄) · (RMS k̄_z / RMS k̄) gives back the energy that pooling took
@@ -7,7 +8,69 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bands::Bands;
+use crate::error::{PrismError, Result};
 use crate::grid::BlockGrid;
+
+/// How blocks are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Scoring {
+    /// By means of whole blocks within spectral bands (the paper): this module.
+    #[default]
+    Bands,
+    /// By means of sub-blocks and the variance of their keys: [`crate::second_order`]. It has
+    /// neither bands nor a calibration.
+    SecondOrder {
+        /// Positions a query sub-block: 16 to 128, dividing the block; the block itself where that
+        /// is below 16.
+        query_sub: usize,
+        /// Positions a key sub-block, within the same limits.
+        key_sub: usize,
+    },
+}
+
+/// Smallest sub-block of blocks that are not smaller themselves.
+pub const MIN_SUB_BLOCK: usize = 16;
+/// Largest sub-block.
+pub const MAX_SUB_BLOCK: usize = 128;
+
+impl Scoring {
+    /// Second order with query sub-blocks of 32 and key sub-blocks of 16: what loses least for its
+    /// cost where it was measured (`docs/numerics.md`).
+    pub fn second_order() -> Self {
+        Self::SecondOrder { query_sub: 32, key_sub: 16 }
+    }
+
+    /// Checks the sub-blocks against the size of the blocks.
+    ///
+    /// # Errors
+    /// A sub-block outside 16 to 128 or that doesn't divide the block; for blocks below 16, any
+    /// but the block itself.
+    pub fn validate(&self, block: usize) -> Result<()> {
+        let Self::SecondOrder { query_sub, key_sub } = *self else {
+            return Ok(());
+        };
+        for (name, got) in [("query_sub", query_sub), ("key_sub", key_sub)] {
+            let sizes = MIN_SUB_BLOCK..=MAX_SUB_BLOCK;
+            let fits = match block < MIN_SUB_BLOCK {
+                true => got == block,
+                false => sizes.contains(&got) && block.is_multiple_of(got),
+            };
+            if !fits {
+                return Err(PrismError::SubBlock { name, block, got });
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries of the softmax of a row that sees `keys` keys.
+    pub fn row_blocks(&self, block: usize, keys: usize) -> usize {
+        keys.div_ceil(match *self {
+            Self::Bands => block,
+            Self::SecondOrder { key_sub, .. } => key_sub,
+        })
+    }
+}
 
 /// Over which blocks the calibration's RMS runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -135,4 +198,37 @@ pub fn for_each_row(
 
 fn gather<'a>(row: &'a [f32], dims: &'a [usize]) -> impl Iterator<Item = f64> + 'a {
     dims.iter().map(|&c| f64::from(row[c]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(128, 32, 16)]
+    #[case(128, 128, 128)]
+    #[case(100, 25, 50)]
+    #[case(1 << 20, 128, 16)]
+    #[case(8, 8, 8)]
+    fn sub_blocks_that_fit(#[case] block: usize, #[case] query_sub: usize, #[case] key_sub: usize) {
+        Scoring::SecondOrder { query_sub, key_sub }.validate(block).unwrap();
+    }
+
+    #[rstest]
+    #[case(128, 8, 16, "query_sub must be 16 to 128 and divide the block of 128, got 8")]
+    #[case(128, 32, 48, "key_sub must be 16 to 128 and divide the block of 128, got 48")]
+    #[case(256, 256, 16, "query_sub must be 16 to 128 and divide the block of 256, got 256")]
+    #[case(64, 128, 16, "query_sub must be 16 to 128 and divide the block of 64, got 128")]
+    #[case(64, 64, 0, "key_sub must be 16 to 128 and divide the block of 64, got 0")]
+    #[case(8, 8, 4, "key_sub must be 8 like the block, got 4")]
+    fn sub_blocks_that_do_not_fit(
+        #[case] block: usize,
+        #[case] query_sub: usize,
+        #[case] key_sub: usize,
+        #[case] says: &str,
+    ) {
+        let error = Scoring::SecondOrder { query_sub, key_sub }.validate(block).unwrap_err();
+        assert_eq!(error.to_string(), says);
+    }
 }

@@ -17,6 +17,7 @@ pub use crate::masses::{
     EXP2_COEFFICIENTS, MASS_ONE, MAX_ROW_BLOCKS, integer_masses, mass, normaliser, weight,
 };
 use crate::scores::{self, Calibration, PooledHead};
+use crate::second_order::{self, HeadMoments, SubBlocks};
 use crate::selection::WORD_BITS;
 
 /// How many blocks a band keeps.
@@ -97,13 +98,19 @@ impl SelectionRule {
 
     /// Selects the blocks of one row of `causal` blocks from the masses of each band; `dense` rows
     /// read them all. Writes bits over `words`.
-    pub fn select_row(&self, masses: &[Vec<u32>], causal: usize, dense: bool, words: &mut [u32]) {
+    pub fn select_row(
+        &self,
+        masses: &[impl AsRef<[u32]>],
+        causal: usize,
+        dense: bool,
+        words: &mut [u32],
+    ) {
         words.fill(0);
         if dense {
             (0..causal).for_each(|v| set(words, v));
             return;
         }
-        for band in masses {
+        for band in masses.iter().map(AsRef::as_ref) {
             match self.budget {
                 Budget::TopK(k) => ranking(band).take(k).for_each(|v| set(words, v)),
                 Budget::Mass(_) => {
@@ -125,8 +132,9 @@ impl SelectionRule {
 
         let count = |words: &[u32]| words.iter().map(|w| w.count_ones() as usize).sum::<usize>();
         let selected = count(words);
-        let best: Vec<u32> =
-            (0..causal).map(|v| masses.iter().map(|band| band[v]).max().unwrap_or(0)).collect();
+        let best: Vec<u32> = (0..causal)
+            .map(|v| masses.iter().map(|band| band.as_ref()[v]).max().unwrap_or(0))
+            .collect();
         if selected < self.min_blocks {
             let free: Vec<usize> = ranking(&best).filter(|&v| !is_set(words, v)).collect();
             free.into_iter().take(self.min_blocks - selected).for_each(|v| set(words, v));
@@ -153,11 +161,7 @@ impl SelectionRule {
         more_follows: bool,
         (words, words_per_row): (&mut [u32], usize),
     ) {
-        let dense_from = if more_follows {
-            grid.rows()
-        } else {
-            grid.rows().saturating_sub(self.dense_last_blocks)
-        };
+        let dense_from = self.dense_from(grid, more_follows);
         let mut masses: Vec<Vec<u32>> = Vec::new();
         scores::for_each_row(head, grid, bands, calibration, |row, scores| {
             masses.resize(scores.len(), Vec::new());
@@ -167,6 +171,27 @@ impl SelectionRule {
             let words = &mut words[row * words_per_row..][..words_per_row];
             self.select_row(&masses, grid.causal_blocks(row), row >= dense_from, words);
         });
+    }
+
+    /// [`select_head`](Self::select_head) by second-order scores.
+    pub fn select_head_second_order(
+        &self,
+        head: HeadMoments,
+        grid: &SubBlocks,
+        more_follows: bool,
+        (words, words_per_row): (&mut [u32], usize),
+    ) {
+        let dense_from = self.dense_from(grid.blocks(), more_follows);
+        second_order::for_each_row(head, grid, |row, masses| {
+            let words = &mut words[row * words_per_row..][..words_per_row];
+            self.select_row(&[masses], masses.len(), row >= dense_from, words);
+        });
+    }
+
+    /// First row that reads every causal block.
+    fn dense_from(&self, grid: &BlockGrid, more_follows: bool) -> usize {
+        let dense = if more_follows { 0 } else { self.dense_last_blocks };
+        grid.rows().saturating_sub(dense)
     }
 }
 

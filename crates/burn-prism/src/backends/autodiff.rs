@@ -9,7 +9,7 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use prism_core::BlockGrid;
 
 use crate::fallback;
-use crate::ops::{AttendParams, PrismBackend, SelectParams, Side};
+use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
 
 type Tensor<B, C> = FloatTensor<Autodiff<B, C>>;
 
@@ -28,6 +28,25 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
             pooled_q.into_primitive(),
             pooled_k.into_primitive(),
             history.into_primitive(),
+            params,
+        )
+    }
+
+    fn prism_pool_moments(x: Tensor<B, C>, grids: Vec<BlockGrid>) -> (Tensor<B, C>, Tensor<B, C>) {
+        let (means, variances) = B::prism_pool_moments(x.into_primitive(), grids);
+        (untracked::<B, C>(means), untracked::<B, C>(variances))
+    }
+
+    fn prism_select_second_order(
+        q_means: Tensor<B, C>,
+        k_means: Tensor<B, C>,
+        k_variances: Tensor<B, C>,
+        params: SecondOrderParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        B::prism_select_second_order(
+            q_means.into_primitive(),
+            k_means.into_primitive(),
+            k_variances.into_primitive(),
             params,
         )
     }

@@ -7,13 +7,14 @@ use burn_flex::FlexTensor;
 use half::{bf16, f16};
 use prism_core::BlockGrid;
 use prism_core::scores::{BandEnergy, PooledHead};
+use prism_core::second_order::HeadMoments;
 use prism_core::selection::extent;
 use rayon::prelude::*;
 
 use crate::flex::attend::{AttendProblem, Blocks, attend};
-use crate::flex::pool::pool;
+use crate::flex::pool::{pool, pool_moments};
 use crate::flex::view::{Element, View};
-use crate::ops::{AttendParams, PrismBackend, SelectParams, Side};
+use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
 use crate::selected::SelectedBlocks;
 
 /// Calls `$run` with the element type of a tensor as `$T`.
@@ -56,13 +57,11 @@ impl PrismBackend for Flex {
         history: FloatTensor<Self>,
         params: SelectParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let [batch, q_heads, rows, d] = dims(&pooled_q);
+        let [_, q_heads, rows, d] = dims(&pooled_q);
         let [_, kv_heads, key_blocks, _] = dims(&pooled_k);
         let contiguous = [pooled_q, pooled_k, history].map(|x| x.to_contiguous());
         let [q, k, history] = contiguous.each_ref().map(elements::<f32>);
-        let width = SelectedBlocks::words_per_row(&params.grids);
-        let mut words = vec![0u32; batch * q_heads * rows * width];
-        words.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(line, words)| {
+        select(q_heads, &params.grids, |line, words| {
             let (b, kv_head) = (line / q_heads, line * kv_heads / q_heads);
             let energy = &history[line * 4..][..4];
             let head = PooledHead {
@@ -81,18 +80,46 @@ impl PrismBackend for Flex {
                 &params.bands,
                 params.calibration,
                 params.more_follows,
-                (words, width),
+                words,
             );
-        });
-        let counts: Vec<i32> = words
-            .chunks_exact(width)
-            .map(|row| row.iter().map(|word| word.count_ones() as i32).sum())
-            .collect();
-        let words: Vec<i32> = words.into_iter().map(|word| word as i32).collect();
+        })
+    }
+
+    fn prism_pool_moments(
+        x: FloatTensor<Self>,
+        grids: Vec<BlockGrid>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let [batch, heads, _, head_dim] = dims(&x);
+        let shape = [batch, heads, extent(&grids).1, head_dim];
+        let moments = with_element!(x, T => pool_moments(&view::<T>(&x), &grids));
+        let (means, variances) = moments.unwrap_or_else(unchecked);
         (
-            FlexTensor::from_data(TensorData::new(words, [batch, q_heads, rows, width])),
-            FlexTensor::from_data(TensorData::new(counts, [batch, q_heads, rows])),
+            FlexTensor::from_data(TensorData::new(means, shape)),
+            FlexTensor::from_data(TensorData::new(variances, shape)),
         )
+    }
+
+    fn prism_select_second_order(
+        q_means: FloatTensor<Self>,
+        k_means: FloatTensor<Self>,
+        k_variances: FloatTensor<Self>,
+        params: SecondOrderParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let [_, q_heads, q_subs, d] = dims(&q_means);
+        let [_, kv_heads, k_subs, _] = dims(&k_means);
+        let contiguous = [q_means, k_means, k_variances].map(|x| x.to_contiguous());
+        let [q, means, variances] = contiguous.each_ref().map(elements::<f32>);
+        select(q_heads, &params.grids, |line, words| {
+            let kv_head = line * kv_heads / q_heads;
+            let head = HeadMoments {
+                q_means: &q[line * q_subs * d..][..q_subs * d],
+                k_means: &means[kv_head * k_subs * d..][..k_subs * d],
+                k_variances: &variances[kv_head * k_subs * d..][..k_subs * d],
+                head_dim: d,
+            };
+            let grid = params.sub_blocks(line / q_heads);
+            params.rule.select_head_second_order(head, &grid, params.more_follows, words);
+        })
     }
 
     fn prism_attend(
@@ -117,6 +144,31 @@ impl PrismBackend for Flex {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         with_element!(q, T => run::<T>(&q, &k, &v, Blocks::Dense, &params))
     }
+}
+
+/// Selects the heads of a batch in parallel: `select_head` gets the line of the head in the batch,
+/// and the words to write with their number a row.
+fn select(
+    q_heads: usize,
+    grids: &[BlockGrid],
+    select_head: impl Fn(usize, (&mut [u32], usize)) + Sync,
+) -> (FlexTensor, FlexTensor) {
+    let (batch, (rows, _)) = (grids.len(), extent(grids));
+    let width = SelectedBlocks::words_per_row(grids);
+    let mut words = vec![0u32; batch * q_heads * rows * width];
+    words
+        .par_chunks_mut((rows * width).max(1))
+        .enumerate()
+        .for_each(|(line, words)| select_head(line, (words, width)));
+    let counts: Vec<i32> = words
+        .chunks_exact(width)
+        .map(|row| row.iter().map(|word| word.count_ones() as i32).sum())
+        .collect();
+    let words: Vec<i32> = words.into_iter().map(|word| word as i32).collect();
+    (
+        FlexTensor::from_data(TensorData::new(words, [batch, q_heads, rows, width])),
+        FlexTensor::from_data(TensorData::new(counts, [batch, q_heads, rows])),
+    )
 }
 
 fn run<T: Element + BurnElement + bytemuck::Pod>(

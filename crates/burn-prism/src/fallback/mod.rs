@@ -6,7 +6,10 @@
 
 mod attend;
 mod pool;
+mod rule;
+mod second_order;
 mod select;
+mod softmax;
 mod tensor;
 
 use std::ops::Range;
@@ -14,7 +17,8 @@ use std::ops::Range;
 use prism_core::BlockGrid;
 
 pub use attend::attend;
-pub use pool::pool;
+pub use pool::{pool, pool_moments};
+pub use second_order::select_second_order;
 pub use select::select;
 
 /// About how many elements a temporary may have: what bounds the memory.

@@ -1,4 +1,4 @@
-//! Mean of each block of queries or keys.
+//! Mean of each block of queries or keys, and variance of each block of keys.
 
 use std::ops::Range;
 
@@ -22,6 +22,39 @@ const WORTH_A_THREAD: usize = 1 << 16;
 /// # Errors
 /// Another number of grids than sequences, or a grid longer than the view.
 pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], side: Side) -> Result<Vec<f32>> {
+    reduce(x, grids, side, 1, |head, rows, mean, scratch| average(head, rows, None, mean, scratch))
+}
+
+/// Means and variances of the key blocks of a `[batch, heads, length, dim]` view, each as [`pool`]
+/// returns means. Variances are those of the population, each dim by itself, from deviations: keys
+/// far from 0 lose nothing.
+///
+/// # Errors
+/// As [`pool`].
+pub fn pool_moments<T: Element>(
+    x: &View<'_, T>,
+    grids: &[BlockGrid],
+) -> Result<(Vec<f32>, Vec<f32>)> {
+    let [.., dim] = x.shape();
+    let both = reduce(x, grids, Side::Keys, 2, |head, rows, both, scratch| {
+        let (mean, variance) = both.split_at_mut(dim);
+        average(head, rows.clone(), None, mean, scratch);
+        average(head, rows, Some(mean), variance, scratch);
+    })?;
+    let halves =
+        |half: usize| both.chunks_exact(2 * dim).flat_map(move |x| &x[half * dim..][..dim]);
+    Ok((halves(0).copied().collect(), halves(1).copied().collect()))
+}
+
+/// Reduces each block to `values` rows of dim elements, `[batch, heads, blocks, values, dim]`; 0
+/// for blocks that a sequence lacks.
+fn reduce<T: Element>(
+    x: &View<'_, T>,
+    grids: &[BlockGrid],
+    side: Side,
+    values: usize,
+    block_values: impl Fn(&Head<'_, T>, Range<usize>, &mut [f32], &mut Vec<f32>) + Sync,
+) -> Result<Vec<f32>> {
     let [batch, heads, length, dim] = x.shape();
     if grids.len() != batch {
         let reason = format!("expected {batch} grids, got {}", grids.len());
@@ -41,13 +74,13 @@ pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], side: Side) -> Res
         return Err(PrismError::Lengths { reason });
     }
     let most = grids.iter().map(blocks).max().unwrap_or(0);
-    let mut means = vec![0.0; batch * heads * most * dim];
-    if means.is_empty() {
-        return Ok(means);
+    let mut reduced = vec![0.0; batch * heads * most * values * dim];
+    if reduced.is_empty() {
+        return Ok(reduced);
     }
-    let few = (WORTH_A_THREAD * means.len()).div_ceil(batch * heads * length * dim * dim).max(1);
-    let blocks_of = means.par_chunks_exact_mut(dim).with_min_len(few).enumerate();
-    blocks_of.for_each_init(Vec::new, |scratch, (i, mean)| {
+    let few = (WORTH_A_THREAD * most).div_ceil(length * dim).max(1);
+    let blocks_of = reduced.par_chunks_exact_mut(values * dim).with_min_len(few).enumerate();
+    blocks_of.for_each_init(Vec::new, |scratch, (i, reduced)| {
         let (line, block) = (i / most, i % most);
         let (grid, head) = (&grids[line / heads], x.head(line / heads, line % heads));
         if block >= blocks(grid) {
@@ -57,30 +90,55 @@ pub fn pool<T: Element>(x: &View<'_, T>, grids: &[BlockGrid], side: Side) -> Res
             Side::Queries => grid.queries(block),
             Side::Keys => grid.keys(block),
         };
-        // A row of sums a halving, and one to read into.
-        let halvings = rows.len().div_ceil(SERIAL).next_power_of_two().ilog2() as usize;
-        scratch.resize((halvings + 1) * dim, 0.0);
-        sum(&head, rows.clone(), mean, scratch);
-        let count = rows.len() as f32;
-        mean.iter_mut().for_each(|value| *value /= count);
+        block_values(&head, rows, reduced, scratch);
     });
-    Ok(means)
+    Ok(reduced)
 }
 
-/// Sum of the rows `rows` into `into`, `[dim]`, by halves.
-fn sum<T: Element>(head: &Head<'_, T>, rows: Range<usize>, into: &mut [f32], scratch: &mut [f32]) {
+/// Average of the rows `rows`, `[dim]`, or of their squared deviations from a mean.
+fn average<T: Element>(
+    head: &Head<'_, T>,
+    rows: Range<usize>,
+    mean: Option<&[f32]>,
+    into: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    // A row of sums a halving, and one to read into.
+    let halvings = rows.len().div_ceil(SERIAL).next_power_of_two().ilog2() as usize;
+    scratch.resize((halvings + 1) * into.len(), 0.0);
+    let count = rows.len() as f32;
+    sum(head, rows, mean, into, scratch);
+    into.iter_mut().for_each(|value| *value /= count);
+}
+
+/// Sum of the rows `rows` into `into`, `[dim]`, by halves; with a mean, that of the squared
+/// deviations from it.
+fn sum<T: Element>(
+    head: &Head<'_, T>,
+    rows: Range<usize>,
+    mean: Option<&[f32]>,
+    into: &mut [f32],
+    scratch: &mut [f32],
+) {
     let half = rows.start + rows.len().div_ceil(SERIAL) / 2 * SERIAL;
     if half > rows.start {
-        sum(head, rows.start..half, into, scratch);
+        sum(head, rows.start..half, mean, into, scratch);
         let (upper, scratch) = scratch.split_at_mut(into.len());
-        sum(head, half..rows.end, upper, scratch);
+        sum(head, half..rows.end, mean, upper, scratch);
         into.iter_mut().zip(upper).for_each(|(sum, value)| *sum += *value);
         return;
     }
     into.fill(0.0);
     for i in rows {
         let row = head.rows(i..i + 1, scratch).values;
-        into.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        match mean {
+            None => into.iter_mut().zip(row).for_each(|(sum, value)| *sum += value),
+            Some(mean) => {
+                for ((sum, value), mean) in into.iter_mut().zip(row).zip(mean) {
+                    *sum += (value - mean) * (value - mean);
+                }
+            }
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::operand::buffer;
 use crate::span::{Spans, span};
 use crate::work::{cube_count, widest, launch};
 
-/// Queries a unit: each key and value is read once for all of them.
+/// Queries a unit of a CPU: each key and value is read once for all of them. On a GPU it is one,
+/// whose output then fits into registers.
 const QUERIES: usize = 8;
 
 pub(super) fn launch(
@@ -23,7 +24,8 @@ pub(super) fn launch(
     let [batch, heads, _, dim] = problem.q.shape;
     let block = problem.grids[0].block();
     let spans = Spans::new(client, problem.grids);
-    let queries = QUERIES.min(block);
+    let on_cpu = capabilities.cores.is_some();
+    let queries = if on_cpu { QUERIES.min(block) } else { 1 };
     let tiles = block.div_ceil(queries);
     let items = batch * heads * prism_core::selection::extent(problem.grids).0 * tiles;
     let (units, bytes) = match capabilities.cores {
@@ -63,7 +65,7 @@ pub(super) fn launch(
             order,
             lengths,
             numbers(problem, &spans, items),
-            UnitShape { walk, dim, queries, gaps },
+            UnitShape { walk, dim, queries, gaps, unrolled: !on_cpu },
             problem.q.element.elem_type(),
         );
     }
@@ -76,6 +78,8 @@ struct UnitShape {
     queries: usize,
     /// Whether the last dim of a tensor has gaps.
     gaps: bool,
+    /// Whether loops over the dims are unrolled, as arrays in registers need.
+    unrolled: bool,
 }
 
 /// Element `c` of a row at `base`, which counts elements, in vectors.
@@ -114,6 +118,7 @@ fn attend_unit<E: Float, N: Size>(
     let gaps = comptime!(shape.gaps);
     let width = N::value();
     let chunks = comptime!(shape.dim / width);
+    let unrolled = comptime!(shape.unrolled);
     let i = ABSOLUTE_POS;
     if i >= numbers.items {
         terminate!();
@@ -138,10 +143,12 @@ fn attend_unit<E: Float, N: Size>(
     let mut sum = Array::<Vector<f32, N>>::new(comptime!(queries * chunks));
     let mut max = Array::<f32>::new(queries);
     let mut total = Array::<f32>::new(queries);
+    #[unroll(unrolled)]
     for r in 0..queries {
         max[r] = nothing();
         total[r] = 0.0f32;
         let index = (first_query + r).min(first_query + (end - first) - 1);
+        #[unroll(unrolled)]
         for c in 0..chunks {
             let x = at::<E, N>(q, q_base + index * q.stride(2), c, gaps);
             query[r * chunks + c] = x * Vector::new(numbers.scale);
@@ -158,9 +165,11 @@ fn attend_unit<E: Float, N: Size>(
             let start = (w * 32 + bit as usize) * block;
             for key in start..(start + block).min(end) {
                 let mut dots = Array::<Vector<f32, N>>::new(queries);
+                #[unroll(unrolled)]
                 for r in 0..queries {
                     dots[r] = Vector::new(0.0f32);
                 }
+                #[unroll(unrolled)]
                 for c in 0..chunks {
                     let x = at::<E, N>(k, k_base + key * k.stride(2), c, gaps);
                     #[unroll]
@@ -168,6 +177,7 @@ fn attend_unit<E: Float, N: Size>(
                         dots[r] += query[r * chunks + c] * x;
                     }
                 }
+                #[unroll(unrolled)]
                 for r in 0..queries {
                     if key <= first + r {
                         let score = fold::<N>(dots[r]);
@@ -177,6 +187,7 @@ fn attend_unit<E: Float, N: Size>(
                             let factor = (reference(max[r]) - score).exp();
                             let factor = select(max[r] == nothing(), 0.0f32, factor);
                             total[r] *= factor;
+                            #[unroll(unrolled)]
                             for c in 0..chunks {
                                 sum[r * chunks + c] *= Vector::new(factor);
                             }
@@ -185,6 +196,7 @@ fn attend_unit<E: Float, N: Size>(
                             weight = (score - reference(max[r])).exp();
                         }
                         total[r] += weight;
+                        #[unroll(unrolled)]
                         for c in 0..chunks {
                             let x = at::<E, N>(v, v_base + key * v.stride(2), c, gaps);
                             sum[r * chunks + c] += Vector::new(weight) * x;
@@ -195,10 +207,13 @@ fn attend_unit<E: Float, N: Size>(
         }
     }
 
+    #[unroll(unrolled)]
+
     for r in 0..queries {
         if first + r < end {
             let place = head * numbers.tensor_q_len + first_query + r;
             let factor = inverse(total[r]);
+            #[unroll(unrolled)]
             for c in 0..chunks {
                 out[place * chunks + c] =
                     Vector::cast_from(sum[r * chunks + c] * Vector::new(factor));

@@ -1,0 +1,155 @@
+//! From Q and K to the blocks that each query block reads, by either way of scoring.
+
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Tensor};
+use prism_core::error::Result;
+use prism_core::selection::extent;
+use prism_core::{AttentionShape, BlockGrid, Scoring};
+
+use crate::attention::AttentionOptions;
+use crate::check;
+use crate::config::PrismConfig;
+use crate::ops::{PrismBackend, SecondOrderParams, SelectParams, Side};
+use crate::selected::SelectedBlocks;
+
+/// The key blocks that Prism lets each query block read (paper §3).
+///
+/// # Errors
+/// Shapes, element types, devices, lengths or settings that don't fit; nothing has run then.
+pub fn select_blocks(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    config: &PrismConfig,
+    options: &AttentionOptions,
+) -> Result<SelectedBlocks> {
+    let shape = check::inputs(&q, &k, &k)?;
+    config.validate(shape.head_dim)?;
+    let grids = check::grids(config.block, &shape, options.lengths.as_ref())?;
+    check::selectable(config, grids.iter().map(BlockGrid::kv_len).max().unwrap_or(0))?;
+    let pooled_q = pool_queries(q, &grids, config);
+    let pooled_k = match config.scoring {
+        Scoring::Bands => {
+            let history = [shape.batch, shape.q_heads, 4];
+            PooledKeys::Bands {
+                means: pool(k, &grids, Side::Keys),
+                history: Tensor::zeros(history, (&pooled_q.device(), DType::F32)),
+            }
+        }
+        Scoring::SecondOrder { query_sub, key_sub } => {
+            let (means, variances) = pool_moments(k, &subdivided(&grids, key_sub));
+            PooledKeys::SecondOrder { query_sub, key_sub, means, variances }
+        }
+    };
+    select_pooled(pooled_q, pooled_k, &shape, grids, config, options.more_follows)
+}
+
+/// What keys leave behind, all in f32.
+pub(crate) enum PooledKeys {
+    /// Of blocks.
+    Bands {
+        /// `[batch, kv_heads, key_blocks, head_dim]`.
+        means: Tensor<4>,
+        /// Energy of earlier query blocks, `[batch, q_heads, 4]`.
+        history: Tensor<3>,
+    },
+    /// Of sub-blocks.
+    SecondOrder {
+        /// Positions a query sub-block.
+        query_sub: usize,
+        /// Positions a key sub-block.
+        key_sub: usize,
+        /// `[batch, kv_heads, key sub-blocks, head_dim]`.
+        means: Tensor<4>,
+        /// `[batch, kv_heads, key sub-blocks, head_dim]`.
+        variances: Tensor<4>,
+    },
+}
+
+/// Means of what queries are scored by in f32: blocks `[batch, q_heads, rows, head_dim]`, or
+/// sub-blocks.
+pub(crate) fn pool_queries(q: Tensor<4>, grids: &[BlockGrid], config: &PrismConfig) -> Tensor<4> {
+    match config.scoring {
+        Scoring::Bands => pool(q, grids, Side::Queries),
+        Scoring::SecondOrder { query_sub, .. } => {
+            pool(q, &subdivided(grids, query_sub), Side::Queries)
+        }
+    }
+}
+
+/// Block means of a tensor in f32, `[batch, heads, blocks, head_dim]`.
+pub(crate) fn pool(x: Tensor<4>, grids: &[BlockGrid], side: Side) -> Tensor<4> {
+    let blocks = match side {
+        Side::Queries => extent(grids).0,
+        Side::Keys => extent(grids).1,
+    };
+    let [batch, heads, len, head_dim] = x.dims();
+    if blocks == 0 || len == 0 {
+        return Tensor::zeros([batch, heads, blocks, head_dim], (&x.device(), DType::F32));
+    }
+    let means = <Dispatch as PrismBackend>::prism_pool(x.into_dispatch(), grids.to_vec(), side);
+    Tensor::from_dispatch(means)
+}
+
+/// Means and variances of the key blocks of a tensor in f32, each
+/// `[batch, kv_heads, blocks, head_dim]`.
+pub(crate) fn pool_moments(x: Tensor<4>, grids: &[BlockGrid]) -> (Tensor<4>, Tensor<4>) {
+    let [batch, heads, len, head_dim] = x.dims();
+    let blocks = extent(grids).1;
+    if blocks == 0 || len == 0 {
+        let none = Tensor::zeros([batch, heads, blocks, head_dim], (&x.device(), DType::F32));
+        return (none.clone(), none);
+    }
+    let (means, variances) =
+        <Dispatch as PrismBackend>::prism_pool_moments(x.into_dispatch(), grids.to_vec());
+    (Tensor::from_dispatch(means), Tensor::from_dispatch(variances))
+}
+
+/// [`select_blocks`] from pooled queries and keys.
+pub(crate) fn select_pooled(
+    pooled_q: Tensor<4>,
+    pooled_k: PooledKeys,
+    shape: &AttentionShape,
+    grids: Vec<BlockGrid>,
+    config: &PrismConfig,
+    more_follows: bool,
+) -> Result<SelectedBlocks> {
+    let bands = config.validate(shape.head_dim)?;
+    if is_empty(&grids) {
+        let rows = extent(&grids).0;
+        let width = SelectedBlocks::words_per_row(&grids);
+        let options = (&pooled_q.device(), DType::I32);
+        return Ok(SelectedBlocks {
+            words: Tensor::zeros([shape.batch, shape.q_heads, rows, width], options),
+            counts: Tensor::zeros([shape.batch, shape.q_heads, rows], options),
+            grids,
+        });
+    }
+    let (rule, q) = (config.selection, pooled_q.into_dispatch());
+    let (words, counts) = match pooled_k {
+        PooledKeys::Bands { means, history } => <Dispatch as PrismBackend>::prism_select(
+            q,
+            means.into_dispatch(),
+            history.into_dispatch(),
+            SelectParams::new(grids.clone(), bands, config.calibration, rule, more_follows),
+        ),
+        PooledKeys::SecondOrder { query_sub, key_sub, means, variances } => {
+            <Dispatch as PrismBackend>::prism_select_second_order(
+                q,
+                means.into_dispatch(),
+                variances.into_dispatch(),
+                SecondOrderParams::new(grids.clone(), query_sub, key_sub, rule, more_follows),
+            )
+        }
+    };
+    let (words, counts) = (Tensor::from_dispatch(words), Tensor::from_dispatch(counts));
+    Ok(SelectedBlocks { words, counts, grids })
+}
+
+/// Whether no sequence has a query that sees a key.
+pub(crate) fn is_empty(grids: &[BlockGrid]) -> bool {
+    grids.iter().all(|grid| grid.rows() == 0)
+}
+
+fn subdivided(grids: &[BlockGrid], sub: usize) -> Vec<BlockGrid> {
+    grids.iter().map(|grid| grid.subdivided(sub)).collect()
+}
