@@ -103,6 +103,7 @@ pub trait PrismBackend: Backend {
     /// Means and variances (population, each dim by itself) of the key blocks of `x`
     /// `[batch, kv_heads, length, head_dim]` in f32, each `[batch, kv_heads, blocks, head_dim]`,
     /// over the tokens actually present; 0 for blocks that a shorter sequence lacks.
+    #[fusion(meta = |x, grids| fusion::moments(x, grids))]
     fn prism_pool_moments(
         x: FloatTensor<Self>,
         grids: Vec<BlockGrid>,
@@ -114,6 +115,7 @@ pub trait PrismBackend: Backend {
     /// `[batch, q_heads, query sub-blocks, head_dim]` and means and variances of key sub-blocks
     /// `[batch, kv_heads, key sub-blocks, head_dim]`, all f32; the result is that of
     /// [`prism_select`](Self::prism_select).
+    #[fusion(meta = |q, _k, _variances, params| fusion::selected_by_second_order(q, params))]
     fn prism_select_second_order(
         q_means: FloatTensor<Self>,
         k_means: FloatTensor<Self>,

@@ -18,6 +18,12 @@ use crate::report::{Path, Reason};
 pub enum Kernel {
     /// Native CPU kernels of the Flex backend.
     Flex,
+    /// CubeCL kernels: a unit for a few queries, on any runtime.
+    CubeUnit,
+    /// CubeCL kernels on planes (subgroups, warps).
+    CubePlane,
+    /// CubeCL kernels on tensor cores through `mma.sync`, for f16 and bf16; on planes for f32.
+    CubeMma,
     /// Burn tensor ops: right on any backend, but every causal key is read whatever the selection.
     TensorOps,
 }
@@ -26,6 +32,9 @@ impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Flex => "native CPU kernels",
+            Self::CubeUnit => "CubeCL kernels, a unit for a few queries",
+            Self::CubePlane => "CubeCL kernels on planes",
+            Self::CubeMma => "CubeCL kernels on tensor cores",
             Self::TensorOps => "tensor ops",
         })
     }
@@ -49,6 +58,9 @@ pub struct Plan {
 /// Keys from which Prism at mass .95 beats dense attention with the Flex kernels: measured, see
 /// `docs/performance.md`.
 pub const FLEX_CROSSOVER: usize = 1024;
+
+/// The same with the CubeCL kernels: see `docs/performance.md`.
+pub const CUBE_CROSSOVER: usize = 4096;
 
 /// Plans a call of [`prism_attention`](crate::prism_attention) of `shape` on `device` without
 /// running anything. It takes the path that the call itself would take.
@@ -91,6 +103,8 @@ pub fn kernel(device: &Device) -> Kernel {
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => Kernel::Flex,
+        #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
+        DispatchDevice::Cube(device) => crate::backends::cube::kernel(device),
         #[allow(unreachable_patterns)] // Where Flex is the only backend.
         _ => Kernel::TensorOps,
     }
@@ -113,6 +127,7 @@ pub(crate) fn choose_path(
     let crossover = match (config.dense_below, kernel(device)) {
         (Some(keys), _) => keys,
         (None, Kernel::Flex) => FLEX_CROSSOVER,
+        (None, Kernel::CubeUnit | Kernel::CubePlane | Kernel::CubeMma) => CUBE_CROSSOVER,
         (None, Kernel::TensorOps) => return (Path::Dense, Reason::NoSparseKernel),
     };
     if keys < crossover {

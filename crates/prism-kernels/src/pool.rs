@@ -250,7 +250,7 @@ fn pool_block<E: Float, N: Size>(
         let mut sums = Array::<f32>::new(3usize);
         for c in 0..dim {
             let square = means[line * dim + c] * means[line * dim + c];
-            add_energy(&mut sums, c, square, shape);
+            add_energy(&mut sums, c, square, comptime!(shape.bands));
         }
         write_energy(energy, line, sums[0], sums[1], sums[2], count);
     } else {
@@ -307,7 +307,7 @@ fn pool_block<E: Float, N: Size>(
                 let mut sums = Array::<f32>::new(3usize);
                 let mut c = unit;
                 while c < dim {
-                    add_energy(&mut sums, c, partial[c], shape);
+                    add_energy(&mut sums, c, partial[c], comptime!(shape.bands));
                     c += plane;
                 }
                 let high = plane_sum(sums[0]);
@@ -320,7 +320,7 @@ fn pool_block<E: Float, N: Size>(
         } else if unit == 0 {
             let mut sums = Array::<f32>::new(3usize);
             for c in 0..dim {
-                add_energy(&mut sums, c, partial[c], shape);
+                add_energy(&mut sums, c, partial[c], comptime!(shape.bands));
             }
             write_energy(energy, line, sums[0], sums[1], sums[2], count);
         }
@@ -328,10 +328,10 @@ fn pool_block<E: Float, N: Size>(
 }
 
 #[cube]
-fn add_energy(sums: &mut Array<f32>, c: usize, square: f32, #[comptime] shape: PoolShape) {
+fn add_energy(sums: &mut Array<f32>, c: usize, square: f32, #[comptime] bands: BandMask) {
     #[unroll]
     for z in 0..2usize {
-        if in_band(c, comptime!(shape.bands), z) {
+        if in_band(c, bands, z) {
             sums[z] += square;
         }
     }
@@ -361,4 +361,54 @@ fn write_energy(energy: &mut [f32], line: usize, high: f32, low: f32, all: f32, 
     energy[line * 4 + 1] = select(counts, low, 0.0);
     energy[line * 4 + 2] = select(counts, all, 0.0);
     energy[line * 4 + 3] = select(counts, 1.0, 0.0);
+}
+
+/// Energies of means that are there already, `[lines, head_dim]` f32: as [`Pooled::energy`], but
+/// that blocks which a shorter sequence lacks count too; [`calibrate`](crate::calibrate) passes
+/// over them.
+pub fn energies(
+    client: &Client,
+    means: &Handle,
+    [lines, dim]: [usize; 2],
+    bands: &BandMask,
+) -> Handle {
+    let energy = client.empty((lines * 16).max(16));
+    if lines > 0 {
+        let units = 64u32.min(client.properties().hardware.max_units_per_cube);
+        // SAFETY: units past the last line return.
+        unsafe {
+            launch!(
+                energy_kernel,
+                client,
+                cube_count(client, lines.div_ceil(units as usize)),
+                CubeDim::new_1d(units),
+                buffer(means, lines * dim),
+                buffer(&energy, lines * 4),
+                lines,
+                dim,
+                *bands,
+            );
+        }
+    }
+    energy
+}
+
+#[cube(launch_unchecked, create_dummy_kernel)]
+fn energy_kernel(
+    means: &[f32],
+    energy: &mut [f32],
+    lines: usize,
+    #[comptime] dim: usize,
+    #[comptime] bands: BandMask,
+) {
+    let line = ABSOLUTE_POS;
+    if line >= lines {
+        terminate!();
+    }
+    let mut sums = Array::<f32>::new(3usize);
+    for c in 0..dim {
+        let x = means[line * dim + c];
+        add_energy(&mut sums, c, x * x, bands);
+    }
+    write_energy(energy, line, sums[0], sums[1], sums[2], 1usize.runtime());
 }

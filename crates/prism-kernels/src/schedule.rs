@@ -99,3 +99,39 @@ fn length_bin(count: u32, key_blocks: usize) -> usize {
     let scaled = (count as usize * comptime!(BINS - 1)) / key_blocks;
     comptime!(BINS - 1) - scaled.min(comptime!(BINS - 1))
 }
+
+/// Blocks that each row of a selection reads, `[lines]` u32, from its words
+/// `[lines, words_per_row]`.
+pub fn count_blocks(client: &Client, words: &Handle, [lines, words_per_row]: [usize; 2]) -> Handle {
+    let counts = client.empty((lines * 4).max(4));
+    if lines > 0 {
+        let units = 64u32.min(client.properties().hardware.max_units_per_cube);
+        // SAFETY: units past the last line return.
+        unsafe {
+            launch!(
+                count_kernel,
+                client,
+                cube_count(client, lines.div_ceil(units as usize)),
+                CubeDim::new_1d(units),
+                buffer(words, lines * words_per_row),
+                buffer(&counts, lines),
+                lines,
+                words_per_row,
+            );
+        }
+    }
+    counts
+}
+
+#[cube(launch_unchecked, create_dummy_kernel)]
+fn count_kernel(words: &[u32], counts: &mut [u32], lines: usize, words_per_row: usize) {
+    let line = ABSOLUTE_POS;
+    if line >= lines {
+        terminate!();
+    }
+    let mut count = 0u32;
+    for w in 0..words_per_row {
+        count += words[line * words_per_row + w].count_ones();
+    }
+    counts[line] = count;
+}

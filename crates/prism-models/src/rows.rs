@@ -17,7 +17,7 @@ const ROWS: usize = 256;
 pub(crate) fn runs(n: usize, device: &Device) -> Vec<Range<usize>> {
     match kernel(device) {
         Kernel::Flex => (0..n).step_by(ROWS).map(|start| start..n.min(start + ROWS)).collect(),
-        Kernel::TensorOps => std::iter::once(0..n).collect(),
+        _ => std::iter::once(0..n).collect(),
     }
 }
 

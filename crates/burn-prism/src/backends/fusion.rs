@@ -6,7 +6,7 @@ use burn::tensor::{DType, Shape};
 use prism_core::BlockGrid;
 use prism_core::selection::extent;
 
-use crate::ops::{SelectParams, Side};
+use crate::ops::{SecondOrderParams, SelectParams, Side};
 use crate::selected::SelectedBlocks;
 
 /// Of block means.
@@ -19,11 +19,29 @@ pub fn pooled(x: &TensorSpec, grids: &[BlockGrid], side: Side) -> TensorSpec {
     spec([x.shape[0], x.shape[1], blocks, x.shape[3]], DType::F32)
 }
 
+/// Of the means and variances of key blocks.
+pub fn moments(x: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) {
+    let spec = pooled(x, grids, Side::Keys);
+    (spec.clone(), spec)
+}
+
 /// Of the words and counts of a selection.
 pub fn selected(pooled_q: &TensorSpec, params: &SelectParams) -> (TensorSpec, TensorSpec) {
-    let (batch, heads) = (pooled_q.shape[0], pooled_q.shape[1]);
-    let (rows, _) = extent(&params.grids);
-    let width = SelectedBlocks::words_per_row(&params.grids);
+    selection(pooled_q, &params.grids)
+}
+
+/// Likewise by second-order scores.
+pub fn selected_by_second_order(
+    q_means: &TensorSpec,
+    params: &SecondOrderParams,
+) -> (TensorSpec, TensorSpec) {
+    selection(q_means, &params.grids)
+}
+
+fn selection(q: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) {
+    let (batch, heads) = (q.shape[0], q.shape[1]);
+    let (rows, _) = extent(grids);
+    let width = SelectedBlocks::words_per_row(grids);
     (spec([batch, heads, rows, width], DType::I32), spec([batch, heads, rows], DType::I32))
 }
 

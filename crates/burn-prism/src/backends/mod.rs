@@ -3,7 +3,7 @@
 #[cfg(feature = "autodiff")]
 mod autodiff;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
-mod cube;
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "fusion")]

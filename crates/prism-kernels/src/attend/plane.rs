@@ -15,7 +15,7 @@ use crate::work::{cube_count, launch};
 /// Queries a plane.
 const QUERIES: usize = 4;
 /// Most planes a cube.
-const PLANES: usize = 8;
+const PLANES: usize = 4;
 
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
