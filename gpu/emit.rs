@@ -24,7 +24,8 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let folder = Arguments::parse().folder;
-    std::fs::create_dir_all(&folder).with_context(|| format!("can't create {}", folder.display()))?;
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("can't create {}", folder.display()))?;
     let client = Device::Cpu(Default::default()).client();
     let mut all = BTreeMap::new();
     for (element, name) in [(Element::BF16, "bf16"), (Element::F16, "f16"), (Element::F32, "f32")] {
@@ -60,11 +61,25 @@ fn kernels(
         let (pooled_q, pooled_k) = pool(client, &capabilities, &q, &k, &grids, &mask);
         let shape = [heads, kv_heads, dim];
         let factors = calibrate(
-            client, &capabilities, &pooled_q, &pooled_k, None, &grids, shape, &mask,
+            client,
+            &capabilities,
+            &pooled_q,
+            &pooled_k,
+            None,
+            &grids,
+            shape,
+            &mask,
             Calibration::Global,
         );
         let problem = SelectProblem::new(
-            &pooled_q.means, &pooled_k.means, &factors, shape, &grids, &mask, &rule, false,
+            &pooled_q.means,
+            &pooled_k.means,
+            &factors,
+            shape,
+            &grids,
+            &mask,
+            &rule,
+            false,
         );
         select_blocks(client, &capabilities, &problem);
     });

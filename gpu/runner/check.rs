@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use gpu::report::{Check, Run};
 use prism_core::bands::{BandRule, Bands};
 use prism_core::selection::extent;
-use prism_core::{BlockGrid, BlockSelection, Budget, Calibration, Rope, SelectionRule, oracle};
 use prism_core::{AttentionShape, Side};
+use prism_core::{BlockGrid, BlockSelection, Budget, Calibration, Rope, SelectionRule, oracle};
 use prism_kernels::attend::{AttendProblem, AttendRung, Attended, attend_into};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
@@ -281,7 +281,11 @@ fn compare(
         Element::BF16 => (6e-3, 1e-3),
     };
     let detail = format!("error {relative:.2e}, cosine {cosine:.7}, LSE {worst_lse:.1e}");
-    if relative < limit && cosine > 0.9999 && worst_lse < lse_limit { Ok(detail) } else { Err(detail) }
+    if relative < limit && cosine > 0.9999 && worst_lse < lse_limit {
+        Ok(detail)
+    } else {
+        Err(detail)
+    }
 }
 
 /// The rule on pooled vectors of small integers and factors that are powers of two: every order
@@ -304,24 +308,32 @@ fn rule(gpu: &Gpu, run: &mut Run) {
     for key_blocks in [1, 31, 32, 33, 257, 1024, 8192, 9000] {
         let rows = 16.min(key_blocks);
         let (q_len, kv_len) = (rows * 128, key_blocks * 128);
-        let shape = AttentionShape::new(
-            [1, 4, q_len, dim], [1, 2, kv_len, dim], [1, 2, kv_len, dim],
-        )
-        .expect("a shape");
+        let shape =
+            AttentionShape::new([1, 4, q_len, dim], [1, 2, kv_len, dim], [1, 2, kv_len, dim])
+                .expect("a shape");
         let grids = [BlockGrid::new(128, q_len, kv_len).expect("a grid")];
         let whole = |seed, len| -> Vec<f32> {
             (0..len).map(|i| (value(seed, i, Element::F32) * 1.2).round() as f32).collect()
         };
         let (q, k) = (whole(5, 4 * rows * dim), whole(6, 2 * key_blocks * dim));
-        let (q_means, k_means) =
-            (client.create_from_slice(f32::as_bytes(&q)), client.create_from_slice(f32::as_bytes(&k)));
+        let (q_means, k_means) = (
+            client.create_from_slice(f32::as_bytes(&q)),
+            client.create_from_slice(f32::as_bytes(&k)),
+        );
         // 1/√16 and 1/√64.
         let factors: Vec<f32> = (0..4 * rows).flat_map(|_| [0.25, 0.125]).collect();
         let factors = client.create_from_slice(f32::as_bytes(&factors));
         for rule in &rules {
             let want = oracle::select(&q, &k, &shape, &grids, &bands, Calibration::Off, rule);
             let problem = SelectProblem::new(
-                &q_means, &k_means, &factors, [4, 2, dim], &grids, &mask, rule, false,
+                &q_means,
+                &k_means,
+                &factors,
+                [4, 2, dim],
+                &grids,
+                &mask,
+                rule,
+                false,
             );
             for rung in [SelectRung::Plane, SelectRung::Unit] {
                 let got = select_blocks_on(client, capabilities, &problem, rung);
@@ -333,7 +345,11 @@ fn rule(gpu: &Gpu, run: &mut Run) {
                 let counts_equal = bytemuck::cast_slice::<_, u32>(&bytes) == want.counts();
                 let name = format!("select {rung:?} {key_blocks} blocks {:?}", rule.budget);
                 let detail = format!("{differing} bits differ, counts equal: {counts_equal}");
-                push(run, name, if differing == 0 && counts_equal { Ok(detail) } else { Err(detail) });
+                push(
+                    run,
+                    name,
+                    if differing == 0 && counts_equal { Ok(detail) } else { Err(detail) },
+                );
             }
         }
     }
@@ -355,10 +371,18 @@ fn pooling(gpu: &Gpu, run: &mut Run) {
                 (0..len).map(|i| value(seed, i, element)).collect()
             };
             let want_q = oracle::pool_queries(
-                &all(1, batch * q_heads * q_len * dim), q_heads, q_len, dim, &grids,
+                &all(1, batch * q_heads * q_len * dim),
+                q_heads,
+                q_len,
+                dim,
+                &grids,
             );
             let want_k = oracle::pool_keys(
-                &all(2, batch * kv_heads * kv_len * dim), kv_heads, kv_len, dim, &grids,
+                &all(2, batch * kv_heads * kv_len * dim),
+                kv_heads,
+                kv_len,
+                dim,
+                &grids,
             );
             let alone = pool_one(client, capabilities, &k, &grids, Side::Keys);
             for (name, got, want) in
@@ -373,7 +397,15 @@ fn pooling(gpu: &Gpu, run: &mut Run) {
             let heads = [q_heads, kv_heads, dim];
             for mode in [Calibration::Global, Calibration::Causal, Calibration::Off] {
                 let factors = calibrate(
-                    client, capabilities, &pooled_q, &pooled_k, None, &grids, heads, &mask, mode,
+                    client,
+                    capabilities,
+                    &pooled_q,
+                    &pooled_k,
+                    None,
+                    &grids,
+                    heads,
+                    &mask,
+                    mode,
                 );
                 let finite = read(gpu, &factors, Element::F32).iter().all(|x| x.is_finite());
                 let what = format!("calibrate {mode:?} {element:?} {dims:?}");

@@ -66,7 +66,9 @@ pub fn read(gpu: &Gpu, handle: &cubecl::server::Handle, element: Element) -> Vec
     match element {
         Element::F32 => bytemuck::cast_slice(&bytes).to_vec(),
         Element::F16 => bytemuck::cast_slice::<_, f16>(&bytes).iter().map(|x| x.to_f32()).collect(),
-        Element::BF16 => bytemuck::cast_slice::<_, bf16>(&bytes).iter().map(|x| x.to_f32()).collect(),
+        Element::BF16 => {
+            bytemuck::cast_slice::<_, bf16>(&bytes).iter().map(|x| x.to_f32()).collect()
+        }
     }
 }
 

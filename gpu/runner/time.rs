@@ -10,13 +10,13 @@ use gpu::report::{Record, Run};
 use prism_core::bands::{BandRule, Bands};
 use prism_core::selection::extent;
 use prism_core::{BlockGrid, Calibration, Rope, SelectionRule};
+use prism_kernels::Element;
 use prism_kernels::attend::{AttendProblem, AttendRung, Attended, attend_into};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::pool::pool;
 use prism_kernels::schedule::schedule;
 use prism_kernels::select::{SelectProblem, SelectRung, select_blocks, select_blocks_on};
-use prism_kernels::Element;
 
 use crate::Gpu;
 use crate::check::{exact, random_selection, upload};
@@ -167,12 +167,27 @@ fn layer(
     let rule = SelectionRule::default();
     let calibrated = || {
         calibrate(
-            client, capabilities, &pooled.0, &pooled.1, None, &grids, heads, &mask, Calibration::Global,
+            client,
+            capabilities,
+            &pooled.0,
+            &pooled.1,
+            None,
+            &grids,
+            heads,
+            &mask,
+            Calibration::Global,
         )
     };
     let factors = calibrated();
     let problem = SelectProblem::new(
-        &pooled.0.means, &pooled.1.means, &factors, heads, &grids, &mask, &rule, false,
+        &pooled.0.means,
+        &pooled.1.means,
+        &factors,
+        heads,
+        &grids,
+        &mask,
+        &rule,
+        false,
     );
     let selected = select_blocks(client, capabilities, &problem);
     if let Some(time) = clock.time(|| drop(calibrated())) {
@@ -201,14 +216,20 @@ fn layer(
     for density in [1.0, 0.1] {
         let host = (density < 1.0).then(|| random_selection(&grids, q_heads, density));
         let selection = host.as_ref().map(|host| upload(clock.gpu, host));
-        let order = selection
-            .as_ref()
-            .map(|s| schedule(client, capabilities, s, in_order, key_blocks));
+        let order =
+            selection.as_ref().map(|s| schedule(client, capabilities, s, in_order, key_blocks));
         let tiles =
             host.as_ref().map_or(causal, |s| s.counts().iter().map(|&c| f64::from(c)).sum());
         for rung in [AttendRung::Mma, AttendRung::Plane] {
             let problem = AttendProblem::new(
-                &q, &k, &v, &grids, selection.as_ref(), order.as_ref(), scale, false,
+                &q,
+                &k,
+                &v,
+                &grids,
+                selection.as_ref(),
+                order.as_ref(),
+                scale,
+                false,
             );
             let long = rung == AttendRung::Plane && len > 8192;
             if long || rung.check(capabilities, &problem).is_err() {
@@ -237,8 +258,7 @@ fn a_million(
 ) -> Result<()> {
     let gpu = clock.gpu;
     let Gpu { client, capabilities } = gpu;
-    let shape =
-        Shape { q_heads: 8, kv_heads: 2, len: 1 << 20, dim: 128, element: Element::BF16 };
+    let shape = Shape { q_heads: 8, kv_heads: 2, len: 1 << 20, dim: 128, element: Element::BF16 };
     let Shape { q_heads, kv_heads, len, dim, element } = shape;
     let q = tensor(gpu, 1, [1, q_heads, len, dim], element);
     let k = tensor(gpu, 2, [1, kv_heads, len, dim], element);
@@ -251,10 +271,25 @@ fn a_million(
     let estimate = || {
         let pooled = pool(client, capabilities, &q, &k, &grids, &mask);
         let factors = calibrate(
-            client, capabilities, &pooled.0, &pooled.1, None, &grids, heads, &mask, Calibration::Global,
+            client,
+            capabilities,
+            &pooled.0,
+            &pooled.1,
+            None,
+            &grids,
+            heads,
+            &mask,
+            Calibration::Global,
         );
         let problem = SelectProblem::new(
-            &pooled.0.means, &pooled.1.means, &factors, heads, &grids, &mask, &rule, false,
+            &pooled.0.means,
+            &pooled.1.means,
+            &factors,
+            heads,
+            &grids,
+            &mask,
+            &rule,
+            false,
         );
         (select_blocks(client, capabilities, &problem), pooled, factors)
     };
@@ -295,7 +330,10 @@ fn a_million(
                         let dims = if z == 0 { bands.high() } else { bands.low() };
                         let dot: f64 = dims
                             .iter()
-                            .map(|&c| f64::from(q_means[line * dim + c]) * f64::from(k_means[key * dim + c]))
+                            .map(|&c| {
+                                f64::from(q_means[line * dim + c])
+                                    * f64::from(k_means[key * dim + c])
+                            })
                             .sum();
                         (dot * f64::from(factors[line * 2 + z])) as f32
                     })
@@ -318,10 +356,7 @@ fn a_million(
     });
 
     let order = schedule(client, capabilities, &selection, [1, q_heads, kv_heads], rows);
-    let attended = Attended {
-        out: client.empty(q_heads * len * dim * element.size()),
-        lse: None,
-    };
+    let attended = Attended { out: client.empty(q_heads * len * dim * element.size()), lse: None };
     let scale = 1.0 / (dim as f64).sqrt();
     let problem =
         AttendProblem::new(&q, &k, &v, &grids, Some(&selection), Some(&order), scale, false);

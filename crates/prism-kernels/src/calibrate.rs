@@ -40,7 +40,8 @@ pub fn calibrate(
         return factors;
     };
     let spans = Spans::new(client, grids);
-    let stretches = if capabilities.cores.is_some() { 1 } else { STRETCHES.min(capabilities.units) };
+    let stretches =
+        if capabilities.cores.is_some() { 1 } else { STRETCHES.min(capabilities.units) };
     let shape = CalibrateShape {
         block,
         dim: dim as u32,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use cubecl::features::{Features, MmaConfig, Plane};
 use cubecl::ir::{
-    ContiguousElements, DeviceIdentity, DeviceProperties, HardwareProperties, MemoryDeviceProperties,
-    MmaProperties, TargetProperties, types::MatrixLayout,
+    ContiguousElements, DeviceIdentity, DeviceProperties, HardwareProperties,
+    MemoryDeviceProperties, MmaProperties, TargetProperties, types::MatrixLayout,
 };
 use cubecl::prelude::ExecutionMode;
 use cubecl::{Compiler, CubeKernel};
@@ -77,7 +77,14 @@ fn target() -> Target {
     for element in [Element::F16, Element::BF16] {
         let ab = element.elem_type();
         let cd_type = Element::F32.elem_type();
-        features.matmul.mma.insert(MmaConfig { a_type: ab, b_type: ab, cd_type, m: 16, n: 8, k: 16 });
+        features.matmul.mma.insert(MmaConfig {
+            a_type: ab,
+            b_type: ab,
+            cd_type,
+            m: 16,
+            n: 8,
+            k: 16,
+        });
         features.matmul.ldmatrix.insert(ab);
     }
     let hardware = HardwareProperties {
@@ -98,11 +105,8 @@ fn target() -> Target {
         max_vector_size: usize::MAX,
         cube_mma_reserved_shared_memory: 0,
     };
-    let identity = DeviceIdentity {
-        name: "offline".into(),
-        fingerprint: "ptx_sm90".into(),
-        physical: None,
-    };
+    let identity =
+        DeviceIdentity { name: "offline".into(), fingerprint: "ptx_sm90".into(), physical: None };
     let memory = MemoryDeviceProperties::new(u64::MAX, 256);
     let timing = cubecl::profile::TimingMethod::Device;
     let device = DeviceProperties::new(features, memory, hardware, timing, identity);

@@ -11,7 +11,7 @@ use crate::band_mask::BandMask;
 use crate::capabilities::Capabilities;
 use crate::operand::{Operand, buffer};
 use crate::span::{Spans, span};
-use crate::work::{cube_count, widest, launch};
+use crate::work::{cube_count, launch, widest};
 
 /// Block means and band energies of one tensor.
 #[derive(Debug, Clone)]

@@ -21,10 +21,8 @@ impl Spans {
         let first = grids.first().map_or((0, 0), lengths);
         let uniform = grids.iter().all(|grid| lengths(grid) == first);
         let buffer = (!uniform).then(|| {
-            let flat: Vec<u32> = grids
-                .iter()
-                .flat_map(|grid| [grid.q_len() as u32, grid.kv_len() as u32])
-                .collect();
+            let flat: Vec<u32> =
+                grids.iter().flat_map(|grid| [grid.q_len() as u32, grid.kv_len() as u32]).collect();
             client.create_from_slice(u32::as_bytes(&flat))
         });
         Self { uniform: first, lengths: buffer, batch: grids.len() }

@@ -33,7 +33,9 @@ fn read(device: &Bench, handle: &cubecl::server::Handle, element: Element) -> Ve
     match element {
         Element::F32 => bytemuck::cast_slice(&bytes).to_vec(),
         Element::F16 => bytemuck::cast_slice::<_, f16>(&bytes).iter().map(|x| x.to_f32()).collect(),
-        Element::BF16 => bytemuck::cast_slice::<_, bf16>(&bytes).iter().map(|x| x.to_f32()).collect(),
+        Element::BF16 => {
+            bytemuck::cast_slice::<_, bf16>(&bytes).iter().map(|x| x.to_f32()).collect()
+        }
     }
 }
 
@@ -42,7 +44,8 @@ fn cached(device: &Bench, values: &[f32], shape: [usize; 4], element: Element) -
     let [batch, heads, len, dim] = shape;
     let mut cache = vec![f32::NAN; batch * heads * 2 * len * dim];
     for head in 0..batch * heads {
-        cache[head * 2 * len * dim..][..len * dim].copy_from_slice(&values[head * len * dim..][..len * dim]);
+        cache[head * 2 * len * dim..][..len * dim]
+            .copy_from_slice(&values[head * len * dim..][..len * dim]);
     }
     let handle = device.client.create_from_slice(&rounded(&cache, element).1);
     Operand::new(handle, shape, [heads * 2 * len * dim, 2 * len * dim, dim, 1], element)
@@ -55,7 +58,9 @@ fn random_selection(problem: &Problem, seed: u64) -> BlockSelection {
     let width = key_blocks.div_ceil(32);
     let mut words = vec![0u32; batch * heads * rows * width];
     for (b, grid) in problem.grids.iter().enumerate() {
-        for line in (0..heads * grid.rows()).map(|i| (b * heads + i / grid.rows().max(1)) * rows + i % grid.rows().max(1)) {
+        for line in (0..heads * grid.rows())
+            .map(|i| (b * heads + i / grid.rows().max(1)) * rows + i % grid.rows().max(1))
+        {
             let causal = grid.causal_blocks(line % rows);
             for v in 0..causal {
                 if v + 1 == causal || rng.random_bool(0.4) {
@@ -64,7 +69,8 @@ fn random_selection(problem: &Problem, seed: u64) -> BlockSelection {
             }
         }
     }
-    let counts = words.chunks(width.max(1)).map(|row| row.iter().map(|w| w.count_ones()).sum()).collect();
+    let counts =
+        words.chunks(width.max(1)).map(|row| row.iter().map(|w| w.count_ones()).sum()).collect();
     BlockSelection::from_words([batch, heads, rows, key_blocks], words, counts).unwrap()
 }
 
@@ -104,10 +110,23 @@ fn check(device: &Bench, problem: &Problem, element: Element) {
     };
     for selected in [None, Some((&selection, &host))] {
         let want = oracle::attend(
-            &widened(&q), &widened(&k), &widened(&v), shape, &problem.grids, selected.map(|s| s.1), scale,
+            &widened(&q),
+            &widened(&k),
+            &widened(&v),
+            shape,
+            &problem.grids,
+            selected.map(|s| s.1),
+            scale,
         );
         let attend = AttendProblem::new(
-            &q_operand, &k_operand, &v_operand, &problem.grids, selected.map(|s| s.0), None, scale, true,
+            &q_operand,
+            &k_operand,
+            &v_operand,
+            &problem.grids,
+            selected.map(|s| s.0),
+            None,
+            scale,
+            true,
         );
         for rung in AttendRung::LADDER {
             if rung.check(capabilities, &attend).is_err() {
@@ -116,8 +135,20 @@ fn check(device: &Bench, problem: &Problem, element: Element) {
             let got = attend_on(client, capabilities, &attend, rung);
             let out = read(device, &got.out, element);
             let lse = floats(client, &got.lse.unwrap());
-            eprintln!("{:?} {name} {rung} {element:?}, {}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 1000, problem.name);
-            let what = format!("{name} {rung} {element:?}, {}, sparse {}", problem.name, selected.is_some());
+            eprintln!(
+                "{:?} {name} {rung} {element:?}, {}",
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap()
+                    .as_secs()
+                    % 1000,
+                problem.name
+            );
+            let what = format!(
+                "{name} {rung} {element:?}, {}, sparse {}",
+                problem.name,
+                selected.is_some()
+            );
             let tolerance = match element {
                 Element::F32 => 1e-5,
                 Element::F16 => 4e-3,

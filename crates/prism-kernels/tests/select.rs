@@ -43,7 +43,8 @@ fn do_pooled_means_agree_with_the_definition() {
                 &problem.grids,
                 &BandMask::new(&bands),
             );
-            let want_q = oracle::pool_queries(&widened(&q), shape.q_heads, q_len, d, &problem.grids);
+            let want_q =
+                oracle::pool_queries(&widened(&q), shape.q_heads, q_len, d, &problem.grids);
             let want_k = oracle::pool_keys(&widened(&k), shape.kv_heads, kv_len, d, &problem.grids);
             for (got, want) in [(&pooled_q, want_q), (&pooled_k, want_k)] {
                 let means = floats(client, &got.means);
@@ -88,18 +89,42 @@ fn do_kernels_select_what_the_rule_selects() {
                 grids,
                 &mask,
             );
-            let (q_means, k_means) = (floats(client, &pooled_q.means), floats(client, &pooled_k.means));
+            let (q_means, k_means) =
+                (floats(client, &pooled_q.means), floats(client, &pooled_k.means));
             for calibration in [Calibration::Global, Calibration::Causal, Calibration::Off] {
                 let heads = [shape.q_heads, shape.kv_heads, d];
                 let factors = calibrate(
-                    client, capabilities, &pooled_q, &pooled_k, None, grids, heads, &mask, calibration,
+                    client,
+                    capabilities,
+                    &pooled_q,
+                    &pooled_k,
+                    None,
+                    grids,
+                    heads,
+                    &mask,
+                    calibration,
                 );
                 let _ = floats(client, &factors);
                 for rule in rules() {
                     let select = SelectProblem::new(
-                        &pooled_q.means, &pooled_k.means, &factors, heads, grids, &mask, &rule, false,
+                        &pooled_q.means,
+                        &pooled_k.means,
+                        &factors,
+                        heads,
+                        grids,
+                        &mask,
+                        &rule,
+                        false,
                     );
-                    let want = oracle::select(&q_means, &k_means, shape, grids, &bands, calibration, &rule);
+                    let want = oracle::select(
+                        &q_means,
+                        &k_means,
+                        shape,
+                        grids,
+                        &bands,
+                        calibration,
+                        &rule,
+                    );
                     let mut rungs = vec![SelectRung::Unit];
                     rungs.extend(capabilities.plane.map(|_| SelectRung::Plane));
                     for rung in rungs {
@@ -112,9 +137,13 @@ fn do_kernels_select_what_the_rule_selects() {
                         .unwrap();
                         got.validate(grids, shape.q_heads).unwrap();
                         let differing = differing(&got, &want);
-                        let what = format!("{name} {rung:?}, {}, {calibration:?}, {rule:?}", problem.name);
+                        let what =
+                            format!("{name} {rung:?}, {}, {calibration:?}, {rule:?}", problem.name);
                         // Rounding of scores can move a block across the mass; it rarely does.
-                        assert!(differing as usize * 200 <= want.words().len() * 32, "{what}: {differing}");
+                        assert!(
+                            differing as usize * 200 <= want.words().len() * 32,
+                            "{what}: {differing}"
+                        );
                     }
                 }
             }

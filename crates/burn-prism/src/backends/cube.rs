@@ -136,8 +136,7 @@ fn attend(
     let capabilities = Capabilities::of(client);
     let selection = words.map(contiguous).map(|words| {
         let (rows, words_per_row) = (extent(grids).0, SelectedBlocks::words_per_row(grids));
-        let counts =
-            count_blocks(client, &words.handle, [batch * q_heads * rows, words_per_row]);
+        let counts = count_blocks(client, &words.handle, [batch * q_heads * rows, words_per_row]);
         Selection { words: words.handle, counts, rows, words_per_row }
     });
     // Lines a kv head in order of length: what a GPU hands to its multiprocessors in turn.

@@ -6,8 +6,8 @@
 //! holds columns 2(l mod 4), +1 of rows l/4 and l/4 + 8 of an accumulator, and two neighbouring
 //! accumulators, rounded, are just the A operand of the second product.
 
-use cubecl::frontend::barrier::copy_async;
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
+use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
 use super::softmax::{inverse, log_sum_exp, nothing, reference};
@@ -227,7 +227,8 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     let lane = UNIT_POS_X as usize;
     let own = UNIT_POS_Y as usize * comptime!(shape.m_tiles * 16);
 
-    let mut q_tile = Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(queries * pitch), 16usize);
+    let mut q_tile =
+        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(queries * pitch), 16usize);
     let mut k_tile =
         Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(stages * tile_keys * pitch), 16usize);
     let mut v_tile =
@@ -235,8 +236,17 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     let asynchronous = comptime!(shape.asynchronous);
 
     fill::<E, N>(
-        q, &mut q_tile, 0usize, q_base + first_query * q_stride, q_stride, end - first, unit, units,
-        queries, chunks, asynchronous,
+        q,
+        &mut q_tile,
+        0usize,
+        q_base + first_query * q_stride,
+        q_stride,
+        end - first,
+        unit,
+        units,
+        queries,
+        chunks,
+        asynchronous,
     );
 
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
@@ -294,12 +304,30 @@ fn attend_mma<E: Float, N: Size, P: Size>(
             sync_cube();
             if found {
                 fill::<E, N>(
-                    k, &mut k_tile, offset, k_base + coming * k_stride, k_stride, rows, unit, units,
-                    tile_keys, chunks, true,
+                    k,
+                    &mut k_tile,
+                    offset,
+                    k_base + coming * k_stride,
+                    k_stride,
+                    rows,
+                    unit,
+                    units,
+                    tile_keys,
+                    chunks,
+                    true,
                 );
                 fill::<E, N>(
-                    v, &mut v_tile, offset, v_base + coming * v_stride, v_stride, rows, unit, units,
-                    tile_keys, chunks, true,
+                    v,
+                    &mut v_tile,
+                    offset,
+                    v_base + coming * v_stride,
+                    v_stride,
+                    rows,
+                    unit,
+                    units,
+                    tile_keys,
+                    chunks,
+                    true,
                 );
                 commit_copies();
             }
@@ -318,7 +346,12 @@ fn attend_mma<E: Float, N: Size, P: Size>(
                 #[unroll]
                 for t in 0..m_tiles {
                     let at = (own + t * 16 + lane % 16) * pitch + s * 2 + lane / 16;
-                    query.push(def.load_matrix::<_, NF>(&q_tile[at..at + 1], MatrixIdent::A, 4usize, false));
+                    query.push(def.load_matrix::<_, NF>(
+                        &q_tile[at..at + 1],
+                        MatrixIdent::A,
+                        4usize,
+                        false,
+                    ));
                 }
                 #[unroll]
                 for n in 0..comptime!(shape.keys / 16) {
@@ -326,7 +359,12 @@ fn attend_mma<E: Float, N: Size, P: Size>(
                         + (n * 16 + (lane / 16) * 8 + lane % 8) * pitch
                         + s * 2
                         + (lane / 8) % 2;
-                    let key = def.load_matrix::<_, NF>(&k_tile[at..at + 1], MatrixIdent::B, 4usize, false);
+                    let key = def.load_matrix::<_, NF>(
+                        &k_tile[at..at + 1],
+                        MatrixIdent::B,
+                        4usize,
+                        false,
+                    );
                     #[unroll]
                     for j in 0..2usize {
                         let mut b = Array::<Vector<E, NF>>::new(2usize);
@@ -360,8 +398,14 @@ fn attend_mma<E: Float, N: Size, P: Size>(
                             let c = (t * key_tiles + n) * 2 + h;
                             let pair = scores[c];
                             let mut masked = Vector::<f32, NC>::new(nothing());
-                            masked.insert(0usize, select(key <= position, pair.extract(0usize), nothing()));
-                            masked.insert(1usize, select(key < position, pair.extract(1usize), nothing()));
+                            masked.insert(
+                                0usize,
+                                select(key <= position, pair.extract(0usize), nothing()),
+                            );
+                            masked.insert(
+                                1usize,
+                                select(key < position, pair.extract(1usize), nothing()),
+                            );
                             scores[c] = masked;
                         }
                     }
@@ -378,7 +422,10 @@ fn attend_mma<E: Float, N: Size, P: Size>(
                         let pair = scores[c];
                         let mut masked = Vector::<f32, NC>::new(nothing());
                         masked.insert(0usize, select(key < limit, pair.extract(0usize), nothing()));
-                        masked.insert(1usize, select(key + 1 < limit, pair.extract(1usize), nothing()));
+                        masked.insert(
+                            1usize,
+                            select(key + 1 < limit, pair.extract(1usize), nothing()),
+                        );
                         scores[c] = masked;
                     }
                 }
@@ -431,14 +478,16 @@ fn attend_mma<E: Float, N: Size, P: Size>(
                     #[unroll]
                     for part in 0..4usize {
                         let c = (t * key_tiles + s * 2 + part / 2) * 2 + part % 2;
-                        a[part] = round_pair::<E, NF, NC>(scores[c], asynchronous, comptime!(shape.bf16));
+                        a[part] =
+                            round_pair::<E, NF, NC>(scores[c], asynchronous, comptime!(shape.bf16));
                     }
                     weights.push(a);
                 }
                 #[unroll]
                 for n in 0..comptime!(shape.dim / 16) {
                     let at = base + (s * 16 + lane % 16) * pitch + n * 2 + lane / 16;
-                    let value = def.load_matrix::<_, NF>(&v_tile[at..at + 1], MatrixIdent::B, 4usize, true);
+                    let value =
+                        def.load_matrix::<_, NF>(&v_tile[at..at + 1], MatrixIdent::B, 4usize, true);
                     #[unroll]
                     for j in 0..2usize {
                         let mut b = Array::<Vector<E, NF>>::new(2usize);
@@ -462,12 +511,30 @@ fn attend_mma<E: Float, N: Size, P: Size>(
             sync_cube();
             if found {
                 fill::<E, N>(
-                    k, &mut k_tile, offset, k_base + coming * k_stride, k_stride, rows, unit, units,
-                    tile_keys, chunks, false,
+                    k,
+                    &mut k_tile,
+                    offset,
+                    k_base + coming * k_stride,
+                    k_stride,
+                    rows,
+                    unit,
+                    units,
+                    tile_keys,
+                    chunks,
+                    false,
                 );
                 fill::<E, N>(
-                    v, &mut v_tile, offset, v_base + coming * v_stride, v_stride, rows, unit, units,
-                    tile_keys, chunks, false,
+                    v,
+                    &mut v_tile,
+                    offset,
+                    v_base + coming * v_stride,
+                    v_stride,
+                    rows,
+                    unit,
+                    units,
+                    tile_keys,
+                    chunks,
+                    false,
                 );
             }
             sync_cube();

@@ -112,7 +112,11 @@ impl AttendRung {
     ///
     /// # Errors
     /// What stands in the way.
-    pub fn check(self, capabilities: &Capabilities, problem: &AttendProblem) -> Result<(), RungError> {
+    pub fn check(
+        self,
+        capabilities: &Capabilities,
+        problem: &AttendProblem,
+    ) -> Result<(), RungError> {
         let layout = [("q", problem.q), ("k", problem.k), ("v", problem.v)];
         match self {
             Self::Unit => Ok(()),
@@ -213,7 +217,10 @@ fn clear(client: &Client, problem: &AttendProblem, attended: &Attended, lines: u
             CubeDim::new_1d(units),
             problem.q.address_type(),
             buffer(&attended.out, elements),
-            buffer(attended.lse.as_ref().unwrap_or(&attended.out), if problem.lse { lines } else { 1 }),
+            buffer(
+                attended.lse.as_ref().unwrap_or(&attended.out),
+                if problem.lse { lines } else { 1 }
+            ),
             elements,
             if problem.lse { lines } else { 0 },
             problem.q.element.elem_type(),

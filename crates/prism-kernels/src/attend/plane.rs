@@ -37,9 +37,8 @@ impl PlaneShape {
     /// Planes a cube: as many as share a tile usefully and fit.
     fn planes(capabilities: &Capabilities, dim: usize, lanes: usize, block: usize) -> usize {
         let most = PLANES.min(block.div_ceil(QUERIES)).min(capabilities.units as usize / lanes);
-        let fits = |&planes: &usize| {
-            Self::shared_memory(dim, lanes, planes) <= capabilities.shared_memory
-        };
+        let fits =
+            |&planes: &usize| Self::shared_memory(dim, lanes, planes) <= capabilities.shared_memory;
         (1..=most.max(1)).rev().find(fits).unwrap_or(1)
     }
 }

@@ -9,7 +9,7 @@ use super::{AttendNumbers, AttendProblem, Attended, buffers, numbers};
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
 use crate::span::{Spans, span};
-use crate::work::{cube_count, widest, launch};
+use crate::work::{cube_count, launch, widest};
 
 /// Queries a unit of a CPU: each key and value is read once for all of them. On a GPU it is one,
 /// whose output then fits into registers.
@@ -208,7 +208,6 @@ fn attend_unit<E: Float, N: Size>(
     }
 
     #[unroll(unrolled)]
-
     for r in 0..queries {
         if first + r < end {
             let place = head * numbers.tensor_q_len + first_query + r;

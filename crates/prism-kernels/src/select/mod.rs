@@ -72,7 +72,11 @@ impl SelectRung {
 }
 
 /// Selects on the quickest rung.
-pub fn select_blocks(client: &Client, capabilities: &Capabilities, problem: &SelectProblem) -> Selection {
+pub fn select_blocks(
+    client: &Client,
+    capabilities: &Capabilities,
+    problem: &SelectProblem,
+) -> Selection {
     select_blocks_on(client, capabilities, problem, SelectRung::best(capabilities))
 }
 
@@ -190,7 +194,13 @@ fn buffers(
 }
 
 fn vector_size(client: &Client, dim: usize) -> usize {
-    let size = if dim % 4 == 0 { 4 } else if dim % 2 == 0 { 2 } else { 1 };
+    let size = if dim % 4 == 0 {
+        4
+    } else if dim % 2 == 0 {
+        2
+    } else {
+        1
+    };
     widest(client, size)
 }
 

@@ -2,6 +2,7 @@
 //! key is read once for all of them; masses lie in shared memory where they fit.
 
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 
 use super::rule::{Row, RuleShape, select_row, to_masses};
 use super::unit::masked;
@@ -59,7 +60,9 @@ pub(super) fn launch(
     let vector = vector_size(client, dim);
     let words = if shared.is_some() { 1 } else { cubes * rows * bands * key_blocks };
     let scratch = client.empty(words * 4);
-    let [q, k, factors, bits, counts, lengths] = buffers(problem, &spans, selection, vector);
+    let keys = transposed(client, problem, vector);
+    let [q, k, factors, bits, counts, lengths] =
+        buffers(&SelectProblem { k_means: &keys, ..problem.clone() }, &spans, selection, vector);
     // SAFETY: tiles beyond the rows write nothing, and each cube has its own scratch.
     unsafe {
         launch!(
@@ -83,10 +86,54 @@ pub(super) fn launch(
     }
 }
 
+/// Pooled keys as `[batch, kv_heads, head_dim / vector, key_blocks]` vectors, so that units that
+/// score neighbouring keys read neighbouring vectors.
+fn transposed(client: &Client, problem: &SelectProblem, vector: usize) -> Handle {
+    let [_, kv_heads, dim] = problem.heads;
+    let key_blocks = prism_core::selection::extent(problem.grids).1;
+    let vectors = problem.grids.len() * kv_heads * key_blocks * dim / vector;
+    let out = client.empty(vectors * vector * 4);
+    let units = 64u32.min(client.properties().hardware.max_units_per_cube);
+    // SAFETY: units past the last vector return.
+    unsafe {
+        launch!(
+            transpose_kernel,
+            client,
+            cube_count(client, vectors.div_ceil(units as usize)),
+            CubeDim::new_1d(units),
+            vector,
+            buffer(problem.k_means, vectors),
+            buffer(&out, vectors),
+            vectors,
+            key_blocks,
+            dim / vector,
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked, create_dummy_kernel)]
+fn transpose_kernel<N: Size>(
+    k_means: &[Vector<f32, N>],
+    out: &mut [Vector<f32, N>],
+    vectors: usize,
+    key_blocks: usize,
+    chunks: usize,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= vectors {
+        terminate!();
+    }
+    let v = i % key_blocks;
+    let c = (i / key_blocks) % chunks;
+    let head = i / (key_blocks * chunks);
+    out[i] = k_means[(head * key_blocks + v) * chunks + c];
+}
+
 #[cube(launch_unchecked, create_dummy_kernel)]
 fn select_plane<N: Size>(
     q_means: &[Vector<f32, N>],
-    k_means: &[Vector<f32, N>],
+    keys: &[Vector<f32, N>],
     factors: &[f32],
     words: &mut [u32],
     counts: &mut [u32],
@@ -105,7 +152,16 @@ fn select_plane<N: Size>(
     if comptime!(shape.shared) {
         let mut masses = Shared::<[u32]>::new_slice(comptime!(shape.rows * per_row));
         tile_of_rows::<N>(
-            q_means, k_means, factors, words, counts, lengths, &mut masses, &numbers, cube, 0usize,
+            q_means,
+            keys,
+            factors,
+            words,
+            counts,
+            lengths,
+            &mut masses,
+            &numbers,
+            cube,
+            0usize,
             shape,
         );
     } else {
@@ -113,7 +169,7 @@ fn select_plane<N: Size>(
         while tile < tiles {
             let start = cube * comptime!(shape.rows * per_row);
             tile_of_rows::<N>(
-                q_means, k_means, factors, words, counts, lengths, scratch, &numbers, tile, start,
+                q_means, keys, factors, words, counts, lengths, scratch, &numbers, tile, start,
                 shape,
             );
             sync_cube();
@@ -126,7 +182,7 @@ fn select_plane<N: Size>(
 #[cube]
 fn tile_of_rows<N: Size>(
     q_means: &[Vector<f32, N>],
-    k_means: &[Vector<f32, N>],
+    keys: &[Vector<f32, N>],
     factors: &[f32],
     words: &mut [u32],
     counts: &mut [u32],
@@ -173,7 +229,7 @@ fn tile_of_rows<N: Size>(
     // Scores of every row of the tile for the keys that its last row sees.
     let last_row = (first_row + rows - 1).min(numbers.rows - 1);
     let reach = (span.first_block(block) + last_row + 1).min(span.key_blocks(block));
-    let k_base = (head / numbers.group) * numbers.key_blocks;
+    let k_base = (head / numbers.group) * chunks;
     // Two keys a unit: each query that is read serves both.
     let mut v = unit;
     while v < reach {
@@ -188,8 +244,8 @@ fn tile_of_rows<N: Size>(
         for s in 0..comptime!(segments.len()) {
             let (from, to, touches) = comptime!(segments[s]);
             for c in from..to {
-                let near = k_means[(k_base + v) * chunks + c];
-                let far = k_means[(k_base + other) * chunks + c];
+                let near = keys[(k_base + c) * numbers.key_blocks + v];
+                let far = keys[(k_base + c) * numbers.key_blocks + other];
                 #[unroll]
                 for i in 0..bands {
                     if comptime!(touches[shape.bands.present()[i]]) {
@@ -276,7 +332,8 @@ fn tile_of_rows<N: Size>(
                     if v < causal {
                         let mut reads = dense;
                         if !dense {
-                            reads = selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
+                            reads =
+                                selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
                         }
                         word |= select(reads, 1u32, 0u32) << (v - first) as u32;
                     }

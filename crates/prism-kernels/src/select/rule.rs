@@ -242,19 +242,32 @@ fn above(
     let mut mass_above = 0u32;
     let mut count = 0u32;
     let mut v = row.lane;
+    let step = comptime!(shape.lanes as usize);
+    let by_mass = comptime!(search == Search::Mass);
+    if comptime!(search == Search::Mass || search == Search::Count) {
+        // Four independent reads at once.
+        while v + 3 * step < row.causal {
+            #[unroll]
+            for i in 0..4usize {
+                let x = scratch[start + v + i * step];
+                let counts = x >= bound;
+                count += select(counts, 1u32, 0u32);
+                if comptime!(by_mass) {
+                    mass_above += select(counts, x, 0u32);
+                }
+            }
+            v += 4 * step;
+        }
+    }
     while v < row.causal {
         let x = scratch[start + v];
-        if comptime!(search == Search::Mass || search == Search::Count) {
-            let counts = x >= bound;
-            count += select(counts, 1u32, 0u32);
-            if comptime!(search == Search::Mass) {
-                mass_above += select(counts, x, 0u32);
-            }
-        } else {
-            let counts = x & comptime!(SELECTED - 1) >= bound && takes_part(rule, row, v, x, search);
-            count += select(counts, 1u32, 0u32);
+        let mass = x & comptime!(SELECTED - 1);
+        let counts = mass >= bound && takes_part(rule, row, v, x, search);
+        count += select(counts, 1u32, 0u32);
+        if comptime!(by_mass) {
+            mass_above += select(counts, x, 0u32);
         }
-        v += comptime!(shape.lanes as usize);
+        v += step;
     }
     let count = sum(count, shape);
     let mut found = Vector::<u32, Const<2>>::new(count);
@@ -265,13 +278,7 @@ fn above(
 }
 
 #[cube]
-fn takes_part(
-    rule: &Rule,
-    row: &Row,
-    v: usize,
-    x: u32,
-    #[comptime] search: Search,
-) -> bool {
+fn takes_part(rule: &Rule, row: &Row, v: usize, x: u32, #[comptime] search: Search) -> bool {
     match search {
         Search::Mass => true.runtime(),
         Search::Count => true.runtime(),

@@ -119,7 +119,14 @@ fn one_row<N: Size>(
         for i in 0..bands {
             let z = comptime!(shape.bands.present()[i]);
             let factor = factors[line * 2 + z];
-            let q = band_of::<N>(q_means, line, factor, comptime!(shape.bands), z, comptime!(shape.dim));
+            let q = band_of::<N>(
+                q_means,
+                line,
+                factor,
+                comptime!(shape.bands),
+                z,
+                comptime!(shape.dim),
+            );
             let width = N::value();
             let chunks = comptime!(shape.dim / width);
             for v in 0..causal {

@@ -42,7 +42,8 @@ fn bench(name: &'static str, device: cubecl::Device) -> Bench {
 
 pub fn random(seed: u64, len: usize) -> Vec<f32> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut normal = || -> f32 { (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum::<f32>() * 0.707 };
+    let mut normal =
+        || -> f32 { (0..6).map(|_| rng.random_range(-1.0f32..1.0)).sum::<f32>() * 0.707 };
     (0..len).map(|_| normal()).collect()
 }
 
