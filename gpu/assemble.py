@@ -6,7 +6,7 @@ Every FOLDER/*.cu goes through NVRTC with the options that CubeCL gives it, once
 architecture; registers, spills and warnings come from the assembler's log, instruction counts from
 the disassembly. Writes FOLDER/report.json and prints a table. With --kernel only that kernel, and
 the main loop of its machine code goes to FOLDER/NAME.ARCH.sass. With --strict, a kernel that doesn't
-compile, spills registers or draws a C75xx warning (a broken wgmma pipeline) fails the run.
+compile, spills more than a few words or draws a C75xx warning (a broken wgmma pipeline) fails the run.
 
 Needs nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl (headers) and nvidia-cuda-nvdisasm on
 PYTHONPATH: `cargo xtask sass` fetches them.
@@ -29,6 +29,9 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 HOPPER = re.compile(
     r"wgmma|setmaxnreg|cp\.async\.bulk|__grid_constant__ CUtensorMap|stmatrix|mapa\.|__cluster_dims__|griddepcontrol"
 )
+# The assembler rounds registers down to where another block fits on a multiprocessor, and spills a
+# few words for it. More than that is a fault of the kernel.
+FEW_BYTES = 64
 TENSOR = ("HMMA", "HGMMA")
 SHOWN = (*TENSOR, "LDSM", "LDGSTS", "UTMALDG", "MUFU", "BAR", "SYNCS", "LDL", "STL")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
@@ -182,7 +185,7 @@ def faults(report: dict) -> list[str]:
     if "error" in report:
         return [f"does not compile\n{report['error']}"]
     found = []
-    if report.get("spill_stores") or report.get("spill_loads"):
+    if report.get("spill_stores", 0) > FEW_BYTES:
         stores, loads = report["spill_stores"], report["spill_loads"]
         found.append(f"spills {stores} bytes, loads {loads}, at {report['registers']} registers")
     return found + report.get("warnings", [])
