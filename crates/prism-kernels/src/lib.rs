@@ -1,4 +1,19 @@
-//! Prism attention kernels in CubeCL: pool, select, schedule, attend.
+//! Prism attention kernels in CubeCL: pool, calibrate, select, schedule, attend.
+//!
+//! The order of a sparse call: [`pool`] means of Q and K blocks, [`calibrate`] the factors on their
+//! scores, [`select`] the key blocks that each row reads, [`schedule`] the rows, [`attend`]. Each
+//! rule stands in [`prism_core`]; here is the device code and its launches, on any CubeCL runtime.
+//! Which kernel runs is chosen on the host from [`Capabilities`].
+
+// Device code is CubeCL's language: conditions on compile-time values stand by themselves, loops
+// index by unrolled variables, and only its own operators are there.
+#![allow(
+    clippy::collapsible_if,
+    clippy::identity_op,
+    clippy::manual_is_multiple_of,
+    clippy::needless_range_loop,
+    clippy::too_many_arguments
+)]
 
 pub mod attend;
 pub mod band_mask;

@@ -25,12 +25,15 @@ pub struct Target {
     pub(crate) target: Arc<TargetProperties>,
 }
 
+/// The name of a kernel and its CUDA C++.
+pub type Source = (String, String);
+
 thread_local! {
-    static RECORDING: RefCell<Option<(Target, Vec<(String, String)>)>> = const { RefCell::new(None) };
+    static RECORDING: RefCell<Option<(Target, Vec<Source>)>> = const { RefCell::new(None) };
 }
 
 /// Runs `host` and returns the kernels that it would have launched: name and CUDA C++ source.
-pub fn sources(host: impl FnOnce()) -> Vec<(String, String)> {
+pub fn sources(host: impl FnOnce()) -> Vec<Source> {
     RECORDING.with_borrow_mut(|recording| *recording = Some((target(), Vec::new())));
     host();
     RECORDING.take().map(|(_, sources)| sources).unwrap_or_default()

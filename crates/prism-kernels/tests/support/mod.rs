@@ -18,15 +18,14 @@ pub struct Bench {
 
 /// The devices that this build has.
 pub fn devices() -> Vec<Bench> {
-    #[allow(unused_mut)]
-    let mut devices: Vec<Bench> = Vec::new();
-    #[cfg(feature = "cpu")]
-    devices.push(bench("cpu", cubecl::Device::Cpu(Default::default())));
-    #[cfg(feature = "wgpu")]
-    devices.push(bench("wgpu", cubecl::Device::Wgpu(Default::default())));
-    #[cfg(feature = "cuda")]
-    devices.push(bench("cuda", cubecl::Device::Cuda(Default::default())));
-    devices
+    vec![
+        #[cfg(feature = "cpu")]
+        bench("cpu", cubecl::Device::Cpu(Default::default())),
+        #[cfg(feature = "wgpu")]
+        bench("wgpu", cubecl::Device::Wgpu(Default::default())),
+        #[cfg(feature = "cuda")]
+        bench("cuda", cubecl::Device::Cuda(Default::default())),
+    ]
 }
 
 fn bench(name: &'static str, device: cubecl::Device) -> Bench {
