@@ -20,6 +20,7 @@ pub mod band_mask;
 pub mod calibrate;
 pub mod capabilities;
 mod fixed;
+pub mod moments;
 #[cfg(feature = "offline")]
 pub mod offline;
 pub mod operand;

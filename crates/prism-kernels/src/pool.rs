@@ -74,8 +74,8 @@ fn launch(
     bands: &BandMask,
 ) {
     let Some(block) = grids.first().map(BlockGrid::block) else { return };
-    let [batch, q_heads, q_len, dim] = q.shape;
-    let [_, kv_heads, kv_len, _] = k.shape;
+    let [batch, q_heads, _, dim] = q.shape;
+    let kv_heads = k.shape[1];
     let q_lines = batch * q_heads * pooled_q.blocks;
     let k_lines = batch * kv_heads * pooled_k.blocks;
     let lines = q_lines + k_lines;
@@ -130,8 +130,8 @@ fn launch(
             args.2,
             args.3,
             spans.arg(&pooled_q.energy),
-            spans.uniform.0.min(q_len.max(spans.uniform.0)),
-            spans.uniform.1.min(kv_len.max(spans.uniform.1)),
+            spans.uniform.0,
+            spans.uniform.1,
             q_heads.max(1),
             kv_heads.max(1),
             pooled_q.blocks.max(1),

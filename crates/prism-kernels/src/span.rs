@@ -91,4 +91,10 @@ impl Span {
     pub fn rows(&self, #[comptime] block: usize) -> usize {
         select(self.seeing == 0, 0usize, self.key_blocks(block) - self.first_block(block))
     }
+
+    /// Causal blocks of a row; 0 where this sequence lacks it.
+    pub fn causal_blocks(&self, row: usize, #[comptime] block: usize) -> usize {
+        let causal = (self.first_block(block) + row + 1).min(self.key_blocks(block));
+        select(row < self.rows(block), causal, 0usize)
+    }
 }

@@ -3,9 +3,10 @@
 
 mod support;
 
+use prism_core::bands::{BandRule, Bands};
 use prism_core::scores::BandEnergy;
 use prism_core::selection::extent;
-use prism_core::{BlockSelection, Budget, Calibration, SelectionRule, oracle};
+use prism_core::{BlockSelection, Budget, Calibration, Rope, SelectionRule, oracle};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::pool::pool;
@@ -145,6 +146,58 @@ fn do_kernels_select_what_the_rule_selects() {
                             "{what}: {differing}"
                         );
                     }
+                }
+            }
+        }
+    }
+}
+
+/// On whole numbers and factors that are powers of two every order of summation gives the same
+/// scores, so the selections must be the same bits.
+#[test]
+fn do_equal_scores_select_equal_blocks_bit_for_bit() {
+    let d = 64;
+    let bands =
+        Bands::new(BandRule::Dims { high: 16, low: 64 }, Some(&Rope::new(1e4)), d, 16).unwrap();
+    let mask = BandMask::new(&bands);
+    let problems = [
+        problem("one block", [1, 2, 1, 16, 16, d], 16, None),
+        problem("33 blocks", [1, 4, 2, 33 * 16, 33 * 16, d], 16, None),
+        problem("ragged chunks", [2, 2, 1, 90, 700, d], 16, Some(&[(90, 700), (50, 333)])),
+    ];
+    let whole = |seed, len| -> Vec<f32> {
+        random(seed, len).into_iter().map(|x| (x * 1.2).round()).collect()
+    };
+    for Bench { client, capabilities, name } in &devices() {
+        for problem in &problems {
+            let (shape, grids) = (&problem.shape, &problem.grids);
+            let (rows, key_blocks) = extent(grids);
+            let q = whole(5, shape.batch * shape.q_heads * rows * d);
+            let k = whole(6, shape.batch * shape.kv_heads * key_blocks * d);
+            let (q_means, k_means) = (upload(client, &q), upload(client, &k));
+            // 1/√16 and 1/√64.
+            let lines = shape.batch * shape.q_heads * rows;
+            let factors = upload(client, &[0.25, 0.125].repeat(lines));
+            for rule in rules() {
+                let off = Calibration::Off;
+                let want = oracle::select(&q, &k, shape, grids, &bands, off, &rule);
+                let select = SelectProblem::new(
+                    &q_means,
+                    &k_means,
+                    &factors,
+                    [shape.q_heads, shape.kv_heads, d],
+                    grids,
+                    &mask,
+                    &rule,
+                    false,
+                );
+                let mut rungs = vec![SelectRung::Unit];
+                rungs.extend(capabilities.plane.map(|_| SelectRung::Plane));
+                for rung in rungs {
+                    let got = select_blocks_on(client, capabilities, &select, rung);
+                    let what = format!("{name} {rung:?}, {}, {rule:?}", problem.name);
+                    assert_eq!(integers(client, &got.words), want.words(), "{what}");
+                    assert_eq!(integers(client, &got.counts), want.counts(), "{what}");
                 }
             }
         }

@@ -11,11 +11,11 @@ use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
 use super::softmax::{inverse, log_sum_exp, nothing, reference};
-use super::walk::{WalkShape, causal_blocks, item, positions, word};
+use super::walk::{WalkShape, tile, word};
 use super::{AttendNumbers, AttendProblem, Attended, RungError, buffers, numbers};
 use crate::capabilities::Capabilities;
 use crate::operand::{Element, buffer};
-use crate::span::{Spans, span};
+use crate::span::Spans;
 use crate::work::{cube_count, launch};
 
 /// Elements of 16 bytes.
@@ -205,21 +205,14 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     if i >= numbers.items {
         terminate!();
     }
-    let place = item(order, &numbers, i, walk);
-    let (head, row, tile) = (place.head, place.row, place.tile);
-    let batch = head / numbers.q_heads;
-    let span = span(lengths, batch, numbers.q_len, numbers.kv_len, comptime!(walk.ragged));
-    let causal = causal_blocks(&span, row, block);
-    let (first, end) = positions(&span, row, tile, queries.runtime(), block);
-    if causal == 0 || first >= end {
+    let tile = tile(order, lengths, &numbers, i, queries, walk);
+    if tile.is_empty() {
         terminate!();
     }
-    let first_query = first - span.first_position() + span.blind;
-    let head_in = head % numbers.q_heads;
-    let kv_head = head_in / numbers.group;
-    let q_base = (batch * q.stride(0) + head_in * q.stride(1)) / WIDE;
-    let k_base = (batch * k.stride(0) + kv_head * k.stride(1)) / WIDE;
-    let v_base = (batch * v.stride(0) + kv_head * v.stride(1)) / WIDE;
+    let (first, end, causal, line) = (tile.first, tile.end, tile.causal, tile.line);
+    let q_base = (tile.batch * q.stride(0) + tile.head * q.stride(1)) / WIDE;
+    let k_base = (tile.batch * k.stride(0) + tile.kv_head * k.stride(1)) / WIDE;
+    let v_base = (tile.batch * v.stride(0) + tile.kv_head * v.stride(1)) / WIDE;
     let q_stride = q.stride(2) / WIDE;
     let k_stride = k.stride(2) / WIDE;
     let v_stride = v.stride(2) / WIDE;
@@ -239,7 +232,7 @@ fn attend_mma<E: Float, N: Size, P: Size>(
         q,
         &mut q_tile,
         0usize,
-        q_base + first_query * q_stride,
+        q_base + tile.query * q_stride,
         q_stride,
         end - first,
         unit,
@@ -269,7 +262,6 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     let factor = numbers.scale * comptime!(std::f32::consts::LOG2_E);
 
     // The walk: word `w` with its bits still to come, and the next tile of the current block.
-    let line = head * numbers.rows + row;
     let words_of_row = causal.div_ceil(32usize);
     let mut w = 0usize;
     let mut bits = word(words, &numbers, line, w, causal, comptime!(walk.dense));
@@ -556,7 +548,7 @@ fn attend_mma<E: Float, N: Size, P: Size>(
         all += plane_shuffle_xor(all, 2u32);
         let query = own + t * 16 + h * 8 + lane / 4;
         if first + query < end {
-            let place = head * numbers.tensor_q_len + first_query + query;
+            let place = tile.place + query;
             let share = inverse(all);
             #[unroll]
             for n in 0..dim_tiles {

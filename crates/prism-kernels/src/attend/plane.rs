@@ -5,11 +5,11 @@
 use cubecl::prelude::*;
 
 use super::softmax::{inverse, log_sum_exp, nothing, reference};
-use super::walk::{WalkShape, causal_blocks, item, positions, word};
+use super::walk::{WalkShape, tile, word};
 use super::{AttendNumbers, AttendProblem, Attended, RungError, buffers, numbers};
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
-use crate::span::{Spans, span};
+use crate::span::Spans;
 use crate::work::{cube_count, launch};
 
 /// Queries a plane.
@@ -139,21 +139,14 @@ fn attend_plane<E: Float, N: Size>(
     if i >= numbers.items {
         terminate!();
     }
-    let place = item(order, &numbers, i, walk);
-    let (head, row, tile) = (place.head, place.row, place.tile);
-    let batch = head / numbers.q_heads;
-    let span = span(lengths, batch, numbers.q_len, numbers.kv_len, comptime!(walk.ragged));
-    let causal = causal_blocks(&span, row, block);
-    let (first, end) = positions(&span, row, tile, queries.runtime(), block);
-    if causal == 0 || first >= end {
+    let tile = tile(order, lengths, &numbers, i, queries, walk);
+    if tile.is_empty() {
         terminate!();
     }
-    let first_query = first - span.first_position() + span.blind;
-    let head_in = head % numbers.q_heads;
-    let q_base = batch * q.stride(0) + head_in * q.stride(1);
-    let kv_head = head_in / numbers.group;
-    let k_base = batch * k.stride(0) + kv_head * k.stride(1);
-    let v_base = batch * v.stride(0) + kv_head * v.stride(1);
+    let (first, end, causal, line) = (tile.first, tile.end, tile.causal, tile.line);
+    let q_base = tile.batch * q.stride(0) + tile.head * q.stride(1);
+    let k_base = tile.batch * k.stride(0) + tile.kv_head * k.stride(1);
+    let v_base = tile.batch * v.stride(0) + tile.kv_head * v.stride(1);
     let unit = UNIT_POS as usize;
     let lane = UNIT_POS_X as usize;
     let plane = UNIT_POS_Y as usize;
@@ -162,7 +155,7 @@ fn attend_plane<E: Float, N: Size>(
     let mut slot = unit;
     while slot < queries * chunks {
         let r = (slot / chunks).min(end - first - 1);
-        let x = load::<E, N>(q, q_base + (first_query + r) * q.stride(2), slot % chunks, gaps);
+        let x = load::<E, N>(q, q_base + (tile.query + r) * q.stride(2), slot % chunks, gaps);
         query[slot] = x * Vector::new(numbers.scale);
         slot += units;
     }
@@ -182,7 +175,6 @@ fn attend_plane<E: Float, N: Size>(
     }
 
     let own = plane * QUERIES;
-    let line = head * numbers.rows + row;
     for w in 0..causal.div_ceil(32usize) {
         let mut bits = word(words, &numbers, line, w, causal, comptime!(walk.dense));
         while bits != 0u32 {
@@ -253,7 +245,7 @@ fn attend_plane<E: Float, N: Size>(
     #[unroll]
     for r in 0..QUERIES {
         if first + own + r < end {
-            let place = head * numbers.tensor_q_len + first_query + own + r;
+            let place = tile.place + own + r;
             let factor = inverse(total[r]);
             #[unroll]
             for h in 0..held {

@@ -4,11 +4,11 @@
 use cubecl::prelude::*;
 
 use super::softmax::{inverse, log_sum_exp, nothing, reference};
-use super::walk::{WalkShape, causal_blocks, item, positions, word};
+use super::walk::{WalkShape, tile, word};
 use super::{AttendNumbers, AttendProblem, Attended, buffers, numbers};
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
-use crate::span::{Spans, span};
+use crate::span::Spans;
 use crate::work::{cube_count, launch, widest};
 
 /// Queries a unit of a CPU: each key and value is read once for all of them. On a GPU it is one,
@@ -123,21 +123,14 @@ fn attend_unit<E: Float, N: Size>(
     if i >= numbers.items {
         terminate!();
     }
-    let place = item(order, &numbers, i, walk);
-    let (head, row, tile) = (place.head, place.row, place.tile);
-    let batch = head / numbers.q_heads;
-    let span = span(lengths, batch, numbers.q_len, numbers.kv_len, comptime!(walk.ragged));
-    let causal = causal_blocks(&span, row, block);
-    let (first, end) = positions(&span, row, tile, queries.runtime(), block);
-    if causal == 0 || first >= end {
+    let tile = tile(order, lengths, &numbers, i, queries, walk);
+    if tile.is_empty() {
         terminate!();
     }
-    let first_query = first - span.first_position() + span.blind;
-    let head_in = head % numbers.q_heads;
-    let q_base = batch * q.stride(0) + head_in * q.stride(1);
-    let kv_head = head_in / numbers.group;
-    let k_base = batch * k.stride(0) + kv_head * k.stride(1);
-    let v_base = batch * v.stride(0) + kv_head * v.stride(1);
+    let (first, end, causal, line) = (tile.first, tile.end, tile.causal, tile.line);
+    let q_base = tile.batch * q.stride(0) + tile.head * q.stride(1);
+    let k_base = tile.batch * k.stride(0) + tile.kv_head * k.stride(1);
+    let v_base = tile.batch * v.stride(0) + tile.kv_head * v.stride(1);
 
     let mut query = Array::<Vector<f32, N>>::new(comptime!(queries * chunks));
     let mut sum = Array::<Vector<f32, N>>::new(comptime!(queries * chunks));
@@ -147,7 +140,7 @@ fn attend_unit<E: Float, N: Size>(
     for r in 0..queries {
         max[r] = nothing();
         total[r] = 0.0f32;
-        let index = (first_query + r).min(first_query + (end - first) - 1);
+        let index = tile.query + r.min(end - first - 1);
         #[unroll(unrolled)]
         for c in 0..chunks {
             let x = at::<E, N>(q, q_base + index * q.stride(2), c, gaps);
@@ -156,7 +149,6 @@ fn attend_unit<E: Float, N: Size>(
         }
     }
 
-    let line = head * numbers.rows + row;
     for w in 0..causal.div_ceil(32usize) {
         let mut bits = word(words, &numbers, line, w, causal, comptime!(walk.dense));
         while bits != 0u32 {
@@ -210,7 +202,7 @@ fn attend_unit<E: Float, N: Size>(
     #[unroll(unrolled)]
     for r in 0..queries {
         if first + r < end {
-            let place = head * numbers.tensor_q_len + first_query + r;
+            let place = tile.place + r;
             let factor = inverse(total[r]);
             #[unroll(unrolled)]
             for c in 0..chunks {

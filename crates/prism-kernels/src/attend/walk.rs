@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::AttendNumbers;
-use crate::span::Span;
+use crate::span::span;
 
 /// Where the blocks of a row come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,34 +22,80 @@ pub(crate) struct WalkShape {
     pub tiles: usize,
 }
 
-/// One piece of work: a tile of queries of one row of one head.
+/// One piece of work: some queries of one row of one head, and what they may read.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Item {
-    /// Sequence and query head, batch-major.
+pub(crate) struct Tile {
+    /// Sequence.
+    pub batch: usize,
+    /// Query head within the sequence, and the kv head that it reads.
     pub head: usize,
-    pub row: usize,
-    pub tile: usize,
+    pub kv_head: usize,
+    /// Row of the selection, heads first.
+    pub line: usize,
+    /// Causal blocks of the row.
+    pub causal: usize,
+    /// Positions of the queries: first and end.
+    pub first: usize,
+    pub end: usize,
+    /// Index of the first query within its tensor, and among the outputs of all heads.
+    pub query: usize,
+    pub place: usize,
 }
 
-/// Item number `i`: kv heads one after the other, so that their keys stay in cache; within one,
-/// the rows that read most come first, and the heads of a group lie side by side.
 #[cube]
-pub(crate) fn item(
+impl Tile {
+    /// Whether a shorter sequence has none of these queries.
+    pub fn is_empty(&self) -> bool {
+        self.causal == 0 || self.first >= self.end
+    }
+}
+
+/// Piece of work number `i`, of at most `size` queries. Kv heads come one after the other, so that
+/// their keys stay in cache; within one, the rows that read most come first, and the heads of a
+/// group lie side by side.
+#[cube]
+pub(crate) fn tile(
     order: &[u32],
+    lengths: &[u32],
     numbers: &AttendNumbers,
     i: usize,
+    #[comptime] size: usize,
     #[comptime] shape: WalkShape,
-) -> Item {
+) -> Tile {
+    let block = comptime!(shape.block);
     let tiles = comptime!(shape.tiles);
-    let tile = i % tiles;
-    let place = i / tiles;
+    let within = i % tiles;
+    let mut line = i / tiles;
     if comptime!(shape.ordered) {
-        let line = usize::cast_from(order[place]);
-        Item { head: line / numbers.rows, row: line % numbers.rows, tile }
+        line = usize::cast_from(order[line]);
     } else {
-        let rest = place / numbers.group;
-        let head = (rest / numbers.rows) * numbers.group + place % numbers.group;
-        Item { head, row: numbers.rows - 1 - rest % numbers.rows, tile }
+        let rest = line / numbers.group;
+        let head = (rest / numbers.rows) * numbers.group + line % numbers.group;
+        line = head * numbers.rows + numbers.rows - 1 - rest % numbers.rows;
+    }
+    let row = line % numbers.rows;
+    let global_head = line / numbers.rows;
+    let batch = global_head / numbers.q_heads;
+    let head = global_head % numbers.q_heads;
+    let span = span(lengths, batch, numbers.q_len, numbers.kv_len, comptime!(shape.ragged));
+    let causal = span.causal_blocks(row, block);
+    let start = (span.first_block(block) + row) * block;
+    let stop = (start + block).min(span.kv_len);
+    let seen = span.first_position();
+    let first = (start + within * size).min(stop);
+    let end = (first + size).min(stop).max(seen);
+    let first = first.max(seen);
+    let query = first - seen + span.blind;
+    Tile {
+        batch,
+        head,
+        kv_head: head / numbers.group,
+        line,
+        causal,
+        first,
+        end,
+        query,
+        place: global_head * numbers.tensor_q_len + query,
     }
 }
 
@@ -66,28 +112,4 @@ pub(crate) fn word(
     let left = (causal - w * 32).min(32usize) as u32;
     let all = 0xffff_ffffu32 >> (32u32 - left);
     if comptime!(dense) { all } else { words[line * numbers.words_per_row + w] & all }
-}
-
-/// Causal blocks of a row; 0 where a shorter sequence lacks it.
-#[cube]
-pub(crate) fn causal_blocks(span: &Span, row: usize, #[comptime] block: usize) -> usize {
-    let causal = (span.first_block(block) + row + 1).min(span.key_blocks(block));
-    select(row < span.rows(block), causal, 0usize)
-}
-
-/// Positions of the queries of a tile of `size` within its row: first and end.
-#[cube]
-pub(crate) fn positions(
-    span: &Span,
-    row: usize,
-    tile: usize,
-    size: usize,
-    #[comptime] block: usize,
-) -> (usize, usize) {
-    let start = (span.first_block(block) + row) * block;
-    let end = (start + block).min(span.kv_len);
-    let first = (start + tile * size).min(end);
-    let last = (first + size).min(end);
-    let seen = span.first_position();
-    (first.max(seen), last.max(seen))
 }

@@ -1,12 +1,14 @@
 //! Selection: which key blocks each query block reads, from pooled vectors alone (paper §3.3).
 //!
-//! Scores, softmax and the rule run in one launch; probabilities never leave the multiprocessor.
-//! [`plane`] gives a plane to each row and shares the keys among a tile of rows; [`unit`] gives a
-//! unit to each row. Both score with [`score`]'s bands and select with [`rule`].
+//! Scores, softmax and the rule run in one launch. The paper's scores: [`plane`] gives a plane to
+//! each row and shares the keys among a tile of rows; [`unit`] gives a unit to each row.
+//! [`second_order`] scores in the other way. All select with [`rule`] and [`write`] the result.
 
 mod plane;
 mod rule;
+mod second_order;
 mod unit;
+mod write;
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -17,9 +19,11 @@ use prism_core::{BlockGrid, Budget, SelectionRule};
 use crate::band_mask::BandMask;
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
+use crate::pool::in_band;
 use crate::span::{Span, Spans};
-use crate::work::widest;
+use crate::work::{cube_count, launch, widest};
 use rule::{Rule, RuleShape};
+pub use second_order::{SecondOrderProblem, select_by_second_order};
 
 /// What a selection is made from.
 #[derive(Debug, Clone, new)]
@@ -55,6 +59,21 @@ pub struct Selection {
     pub words_per_row: usize,
 }
 
+impl Selection {
+    /// Room for the selection of `q_heads` heads a sequence, which a kernel fills.
+    fn empty(client: &Client, grids: &[BlockGrid], q_heads: usize) -> Self {
+        let (rows, key_blocks) = extent(grids);
+        let words_per_row = key_blocks.div_ceil(WORD_BITS);
+        let lines = grids.len() * q_heads * rows;
+        Self {
+            words: client.empty((lines * words_per_row * 4).max(4)),
+            counts: client.empty((lines * 4).max(4)),
+            rows,
+            words_per_row,
+        }
+    }
+}
+
 /// How rows are worked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SelectRung {
@@ -87,17 +106,8 @@ pub fn select_blocks_on(
     problem: &SelectProblem,
     rung: SelectRung,
 ) -> Selection {
-    let [q_heads, _, _] = problem.heads;
-    let (rows, key_blocks) = extent(problem.grids);
-    let words_per_row = key_blocks.div_ceil(WORD_BITS);
-    let lines = problem.grids.len() * q_heads * rows;
-    let selection = Selection {
-        words: client.empty((lines * words_per_row * 4).max(4)),
-        counts: client.empty((lines * 4).max(4)),
-        rows,
-        words_per_row,
-    };
-    if lines > 0 {
+    let selection = Selection::empty(client, problem.grids, problem.heads[0]);
+    if problem.grids.len() * problem.heads[0] * selection.rows > 0 {
         match (rung, capabilities.plane) {
             (SelectRung::Plane, Some(lanes)) => {
                 plane::launch(client, capabilities, problem, &selection, lanes);
@@ -146,24 +156,29 @@ pub(crate) struct SelectNumbers {
     max_blocks: u32,
 }
 
-fn numbers(problem: &SelectProblem, spans: &Spans, selection: &Selection) -> SelectNumbersLaunch {
-    let [q_heads, kv_heads, _] = problem.heads;
-    let rule = problem.rule;
+fn numbers(
+    rule: &SelectionRule,
+    [q_heads, kv_heads, _]: [usize; 3],
+    grids: &[BlockGrid],
+    more_follows: bool,
+    spans: &Spans,
+    selection: &Selection,
+) -> SelectNumbersLaunch {
     let cap = |n: usize| n.min(1 << 24);
     let budget = match rule.budget {
         Budget::Mass(_) => rule.target().unwrap_or(u32::MAX),
         Budget::TopK(k) => cap(k) as u32,
     };
-    let dense_last = if problem.more_follows { 0 } else { cap(rule.dense_last_blocks) };
+    let dense_last = if more_follows { 0 } else { cap(rule.dense_last_blocks) };
     SelectNumbersLaunch::new(
         spans.uniform.0,
         spans.uniform.1,
         q_heads,
         q_heads / kv_heads,
         selection.rows,
-        extent(problem.grids).1,
+        extent(grids).1,
         selection.words_per_row,
-        problem.grids.len() * q_heads * selection.rows,
+        grids.len() * q_heads * selection.rows,
         budget,
         cap(rule.sink_blocks),
         cap(rule.recent_blocks),
@@ -171,6 +186,12 @@ fn numbers(problem: &SelectProblem, spans: &Spans, selection: &Selection) -> Sel
         cap(rule.min_blocks) as u32,
         cap(rule.max_blocks.unwrap_or(1 << 24)) as u32,
     )
+}
+
+impl SelectProblem<'_> {
+    fn numbers(&self, spans: &Spans, selection: &Selection) -> SelectNumbersLaunch {
+        numbers(self.rule, self.heads, self.grids, self.more_follows, spans, selection)
+    }
 }
 
 /// The buffers of a launch: pooled Q and K in vectors of `vector`, factors, words, counts, lengths.
@@ -216,14 +237,73 @@ impl SelectNumbers {
         }
     }
 
-    /// Causal blocks of a row; 0 where a shorter sequence lacks it.
-    fn causal(&self, span: &Span, row: usize, #[comptime] block: usize) -> usize {
-        let causal = (span.first_block(block) + row + 1).min(span.key_blocks(block));
-        select(row < span.rows(block), causal, 0usize)
-    }
-
     /// Whether a row reads every causal block.
     fn dense(&self, span: &Span, row: usize, #[comptime] block: usize) -> bool {
         row + self.dense_last >= span.rows(block)
     }
+}
+
+/// Rows `[heads, blocks, head_dim]` as `[heads, head_dim / vector, blocks]` vectors, so that units
+/// that score neighbouring keys read neighbouring vectors.
+fn transposed(
+    client: &Client,
+    rows: &Handle,
+    [heads, blocks, dim]: [usize; 3],
+    vector: usize,
+) -> Handle {
+    let vectors = heads * blocks * dim / vector;
+    let out = client.empty(vectors * vector * 4);
+    let units = 64u32.min(client.properties().hardware.max_units_per_cube);
+    // SAFETY: units past the last vector return.
+    unsafe {
+        launch!(
+            transpose_kernel,
+            client,
+            cube_count(client, vectors.div_ceil(units as usize)),
+            CubeDim::new_1d(units),
+            vector,
+            buffer(rows, vectors),
+            buffer(&out, vectors),
+            vectors,
+            blocks,
+            dim / vector,
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked, create_dummy_kernel)]
+fn transpose_kernel<N: Size>(
+    rows: &[Vector<f32, N>],
+    out: &mut [Vector<f32, N>],
+    vectors: usize,
+    blocks: usize,
+    chunks: usize,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= vectors {
+        terminate!();
+    }
+    let v = i % blocks;
+    let c = (i / blocks) % chunks;
+    let head = i / (blocks * chunks);
+    out[i] = rows[(head * blocks + v) * chunks + c];
+}
+
+/// `x · factor` within band `z`, 0 outside, where the vector begins at dim `first`.
+#[cube]
+fn masked<N: Size>(
+    x: Vector<f32, N>,
+    factor: f32,
+    first: usize,
+    #[comptime] bands: BandMask,
+    #[comptime] z: usize,
+) -> Vector<f32, N> {
+    let mut out = Vector::<f32, N>::new(0.0f32);
+    let width = N::value();
+    #[unroll]
+    for i in 0..width {
+        out.insert(i, select(in_band(first + i, bands, z), x.extract(i) * factor, 0.0f32));
+    }
+    out
 }

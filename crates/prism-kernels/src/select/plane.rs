@@ -2,11 +2,12 @@
 //! key is read once for all of them; masses lie in shared memory where they fit.
 
 use cubecl::prelude::*;
-use cubecl::server::Handle;
 
 use super::rule::{Row, RuleShape, select_row, to_masses};
-use super::unit::masked;
-use super::{SelectNumbers, SelectProblem, SelectShape, Selection, buffers, numbers, vector_size};
+use super::write::{Line, write_row};
+use super::{
+    SelectNumbers, SelectProblem, SelectShape, Selection, buffers, masked, transposed, vector_size,
+};
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
 use crate::span::{Spans, span};
@@ -60,7 +61,9 @@ pub(super) fn launch(
     let vector = vector_size(client, dim);
     let words = if shared.is_some() { 1 } else { cubes * rows * bands * key_blocks };
     let scratch = client.empty(words * 4);
-    let keys = transposed(client, problem, vector);
+    let [_, kv_heads, _] = problem.heads;
+    let k_shape = [problem.grids.len() * kv_heads, key_blocks, dim];
+    let keys = transposed(client, problem.k_means, k_shape, vector);
     let [q, k, factors, bits, counts, lengths] =
         buffers(&SelectProblem { k_means: &keys, ..problem.clone() }, &spans, selection, vector);
     // SAFETY: tiles beyond the rows write nothing, and each cube has its own scratch.
@@ -78,56 +81,12 @@ pub(super) fn launch(
             counts,
             lengths,
             buffer(&scratch, words),
-            numbers(problem, &spans, selection),
+            problem.numbers(&spans, selection),
             tiles,
             cubes,
             shape,
         );
     }
-}
-
-/// Pooled keys as `[batch, kv_heads, head_dim / vector, key_blocks]` vectors, so that units that
-/// score neighbouring keys read neighbouring vectors.
-fn transposed(client: &Client, problem: &SelectProblem, vector: usize) -> Handle {
-    let [_, kv_heads, dim] = problem.heads;
-    let key_blocks = prism_core::selection::extent(problem.grids).1;
-    let vectors = problem.grids.len() * kv_heads * key_blocks * dim / vector;
-    let out = client.empty(vectors * vector * 4);
-    let units = 64u32.min(client.properties().hardware.max_units_per_cube);
-    // SAFETY: units past the last vector return.
-    unsafe {
-        launch!(
-            transpose_kernel,
-            client,
-            cube_count(client, vectors.div_ceil(units as usize)),
-            CubeDim::new_1d(units),
-            vector,
-            buffer(problem.k_means, vectors),
-            buffer(&out, vectors),
-            vectors,
-            key_blocks,
-            dim / vector,
-        );
-    }
-    out
-}
-
-#[cube(launch_unchecked, create_dummy_kernel)]
-fn transpose_kernel<N: Size>(
-    k_means: &[Vector<f32, N>],
-    out: &mut [Vector<f32, N>],
-    vectors: usize,
-    key_blocks: usize,
-    chunks: usize,
-) {
-    let i = ABSOLUTE_POS;
-    if i >= vectors {
-        terminate!();
-    }
-    let v = i % key_blocks;
-    let c = (i / key_blocks) % chunks;
-    let head = i / (key_blocks * chunks);
-    out[i] = k_means[(head * key_blocks + v) * chunks + c];
 }
 
 #[cube(launch_unchecked, create_dummy_kernel)]
@@ -285,7 +244,7 @@ fn tile_of_rows<N: Size>(
     let own = UNIT_POS_Y as usize;
     let row = first_row + own;
     let there = own < rows && row < numbers.rows;
-    let causal = select(there, numbers.causal(&span, row, block), 0usize);
+    let causal = select(there, span.causal_blocks(row, block), 0usize);
     let dense = numbers.dense(&span, row, block);
     let place = Row {
         start: start + select(there, own, 0usize) * bands * room,
@@ -305,47 +264,13 @@ fn tile_of_rows<N: Size>(
     // Lanes read each other's masses from here on.
     sync_cube();
     if there {
-        let line = head * numbers.rows + row;
-        let mut count = 0u32;
-        if comptime!(shape.rule.lanes == 32) {
-            for w in 0..numbers.words_per_row {
-                let v = w * 32 + lane;
-                let mut reads = dense;
-                if v >= causal {
-                    reads = false;
-                } else if !dense {
-                    reads = selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
-                }
-                let word = plane_ballot(reads).extract(0usize);
-                if lane == 0 {
-                    words[line * numbers.words_per_row + w] = word;
-                    count += word.count_ones();
-                }
-            }
-        } else {
-            let mut w = lane;
-            while w < numbers.words_per_row {
-                let first = w * 32;
-                let mut word = 0u32;
-                for i in 0..32usize {
-                    let v = first + i;
-                    if v < causal {
-                        let mut reads = dense;
-                        if !dense {
-                            reads =
-                                selected.reads(scratch, &place, &rule, v, comptime!(shape.rule));
-                        }
-                        word |= select(reads, 1u32, 0u32) << (v - first) as u32;
-                    }
-                }
-                words[line * numbers.words_per_row + w] = word;
-                count += word.count_ones();
-                w += comptime!(shape.rule.lanes as usize);
-            }
-        }
-        let count = plane_sum(count);
-        if lane == 0 {
-            counts[line] = count;
-        }
+        let line = Line {
+            index: head * numbers.rows + row,
+            words_per_row: numbers.words_per_row,
+            causal,
+            dense,
+        };
+        let shape = comptime!(shape.rule);
+        write_row(words, counts, scratch, &line, &place, &rule, &selected, shape);
     }
 }

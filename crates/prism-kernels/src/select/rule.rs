@@ -82,7 +82,7 @@ fn forced(rule: &Rule, row: &Row, v: usize) -> bool {
 
 /// Sum over the units that work a row.
 #[cube]
-fn sum(x: u32, #[comptime] shape: RuleShape) -> u32 {
+pub(crate) fn sum(x: u32, #[comptime] shape: RuleShape) -> u32 {
     if comptime!(shape.ptx) {
         let total: u32;
         gpu_asm!("redux.sync.add.u32 {t}, {x}, 0xffffffff;", t = out(_) total, x = in(_) x + 0u32, options(nomem));

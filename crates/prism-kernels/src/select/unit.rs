@@ -3,11 +3,11 @@
 use cubecl::prelude::*;
 
 use super::rule::{Row, select_row, to_masses};
-use super::{SelectNumbers, SelectProblem, SelectShape, Selection, buffers, numbers, vector_size};
+use super::write::{Line, write_row};
+use super::{SelectNumbers, SelectProblem, SelectShape, Selection, buffers, masked, vector_size};
 use crate::band_mask::BandMask;
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
-use crate::pool::in_band;
 use crate::span::{Spans, span};
 use crate::work::launch;
 
@@ -60,7 +60,7 @@ pub(super) fn launch(
             counts,
             lengths,
             buffer(&scratch, words),
-            numbers(problem, &spans, selection),
+            problem.numbers(&spans, selection),
             shape,
         );
     }
@@ -109,7 +109,7 @@ fn one_row<N: Size>(
     let row = line % numbers.rows;
     let batch = head / numbers.q_heads;
     let span = span(lengths, batch, numbers.q_len, numbers.kv_len, comptime!(shape.ragged));
-    let causal = numbers.causal(&span, row, block);
+    let causal = span.causal_blocks(row, block);
     let dense = numbers.dense(&span, row, block);
     let place = Row { start: slot * bands * room, stride: room.runtime(), causal, lane: 0usize };
     let mut bits = Vector::<u32, Const<2>>::new(31u32);
@@ -151,22 +151,8 @@ fn one_row<N: Size>(
         lane: 0usize,
     };
     let selected = select_row(scratch, &searched, &rule, bits, comptime!(shape.rule));
-    let mut count = 0u32;
-    for w in 0..numbers.words_per_row {
-        let mut word = 0u32;
-        let first = w * 32;
-        let end = (first + 32).min(causal).max(first);
-        for v in first..end {
-            let mut reads = dense;
-            if !dense {
-                reads = selected.reads(scratch, &searched, &rule, v, comptime!(shape.rule));
-            }
-            word |= select(reads, 1u32, 0u32) << (v - first) as u32;
-        }
-        words[line * numbers.words_per_row + w] = word;
-        count += word.count_ones();
-    }
-    counts[line] = count;
+    let line = Line { index: line, words_per_row: numbers.words_per_row, causal, dense };
+    write_row(words, counts, scratch, &line, &searched, &rule, &selected, comptime!(shape.rule));
 }
 
 /// The dims of band `z` of a pooled query times `factor`, 0 elsewhere, in vectors.
@@ -189,27 +175,9 @@ fn band_of<N: Size>(
     out
 }
 
-/// `x · factor` within band `z`, 0 outside, where the vector begins at dim `first`.
-#[cube]
-pub(super) fn masked<N: Size>(
-    x: Vector<f32, N>,
-    factor: f32,
-    first: usize,
-    #[comptime] bands: BandMask,
-    #[comptime] z: usize,
-) -> Vector<f32, N> {
-    let mut out = Vector::<f32, N>::new(0.0f32);
-    let width = N::value();
-    #[unroll]
-    for i in 0..width {
-        out.insert(i, select(in_band(first + i, bands, z), x.extract(i) * factor, 0.0f32));
-    }
-    out
-}
-
 /// Sum of a vector's elements, in order.
 #[cube]
-pub(super) fn total<N: Size>(x: Vector<f32, N>) -> f32 {
+fn total<N: Size>(x: Vector<f32, N>) -> f32 {
     let mut sum = x.extract(0usize);
     let width = N::value();
     #[unroll]

@@ -73,7 +73,8 @@ pub struct Problem {
     pub grids: Vec<BlockGrid>,
 }
 
-fn problem(
+/// A problem of `[batch, q_heads, kv_heads, q_len, kv_len, head_dim]`.
+pub fn problem(
     name: &'static str,
     [batch, q_heads, kv_heads, q_len, kv_len, dim]: [usize; 6],
     block: usize,
