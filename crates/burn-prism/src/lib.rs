@@ -25,7 +25,7 @@
 //! # Feature flags
 //! - `flex` (default): Burn's pure-Rust CPU backend, with native kernels.
 //! - `ndarray`: Burn's ndarray backend, in tensor ops.
-//! - `cpu`, `cuda`, `rocm`, `wgpu`, `vulkan`, `metal`: CubeCL's runtimes, in tensor ops for now.
+//! - `cpu`, `cuda`, `rocm`, `wgpu`, `vulkan`, `metal`: CubeCL's runtimes, with kernels of `prism_kernels`.
 //! - `cuda-cpp`: CUDA through CubeCL's C++ compiler in place of its LLVM one.
 //! - `fusion` (default): Burn's operator fusion on CubeCL's runtimes. It must be on here where any
 //!   crate of the build turns it on in Burn, since it changes the backend that Burn dispatches to.
@@ -58,7 +58,7 @@ pub use attention::{
 pub use cache::PrismCache;
 pub use config::PrismConfig;
 pub use module::PrismAttention;
-pub use plan::{Plan, plan};
+pub use plan::{Plan, Refused, plan};
 pub use prism_core::{
     AttentionShape, BandRule, BlockGrid, BlockSelection, Budget, Calibration, Cost, PrismError,
     Result, Rope, RopeLayout, RopeScaling, Scoring, SelectionRule, SequenceLengths,

@@ -1,4 +1,4 @@
-//! The three operations that backends supply, as a Burn backend extension.
+//! The operations that backends supply, as a Burn backend extension.
 //!
 //! Arguments are validated before they get here; shapes are those of [`crate::attention`].
 //! Default bodies are written in Burn tensor ops ([`crate::fallback`]) and run on any backend.
@@ -98,6 +98,18 @@ pub trait PrismBackend: Backend {
         params: SelectParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         fallback::select::<Self>(pooled_q, pooled_k, history, &params)
+    }
+
+    /// Selection from Q and K themselves, as [`prism_pool`](Self::prism_pool) and
+    /// [`prism_select`](Self::prism_select) make it, without earlier query blocks; for backends that
+    /// pool both at once.
+    #[fusion(meta = |q, _k, params| fusion::selected(q, params))]
+    fn prism_select_blocks(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        params: SelectParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        fallback::select_blocks::<Self>(q, k, params)
     }
 
     /// Means and variances (population, each dim by itself) of the key blocks of `x`

@@ -40,6 +40,33 @@ impl fmt::Display for Kernel {
     }
 }
 
+impl Kernel {
+    /// Keys from which Prism at mass .95 beats dense attention, where it was measured
+    /// (`docs/performance.md`); `None` where it never does.
+    pub fn crossover(self) -> Option<usize> {
+        match self {
+            Self::Flex => Some(FLEX_CROSSOVER),
+            Self::CubeUnit | Self::CubePlane | Self::CubeMma => Some(CUBE_CROSSOVER),
+            Self::TensorOps => None,
+        }
+    }
+}
+
+/// A quicker kernel that can't run a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// What stands in its way: a limit and what the call or the device has.
+    pub reason: String,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kernel, self.reason)
+    }
+}
+
 /// What a call will do and need.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -47,8 +74,11 @@ pub struct Plan {
     pub path: Path,
     /// Why.
     pub reason: Reason,
-    /// What will compute.
+    /// What will compute, for tensors in plain layout; a view with rows that can't be read 16 bytes
+    /// at a time takes the next kernel.
     pub kernel: Kernel,
+    /// Quicker kernels of the backend that can't run the call, and why.
+    pub refused: Vec<Refused>,
     /// Bytes of results and scratch, inputs not counted.
     pub bytes: u64,
     /// Floating-point operations of exact causal attention.
@@ -79,7 +109,8 @@ pub fn plan(
     config.validate(shape.head_dim)?;
     let grids = check::grids(config.block, shape, lengths)?;
     let lengths = SequenceLengths::resolve(lengths, shape)?;
-    let (path, reason) = choose_path(config, &lengths, device);
+    let (kernel, refused) = choose_kernel(device, dtype, shape.head_dim);
+    let (path, reason) = choose_path(config, &lengths, kernel);
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let cost = cost.with_scoring(shape, &grids, config.scoring);
     let scratch = match path {
@@ -92,21 +123,34 @@ pub fn plan(
     Ok(Plan {
         path,
         reason,
-        kernel: kernel(device),
+        kernel,
+        refused,
         bytes: cost.output_bytes + scratch,
         dense_flops: cost.dense_flops,
     })
 }
 
-/// What computes on `device`.
+/// What computes on `device` for most models: bf16 heads of 128, or f32 where that is all it has.
 pub fn kernel(device: &Device) -> Kernel {
+    let dtype = if device.supports_dtype(DType::BF16) { DType::BF16 } else { DType::F32 };
+    choose_kernel(device, dtype, 128).0
+}
+
+/// What computes for heads of a type and width, and which quicker kernels can't.
+pub(crate) fn choose_kernel(
+    device: &Device,
+    dtype: DType,
+    head_dim: usize,
+) -> (Kernel, Vec<Refused>) {
+    // Each is of use to some of the backends.
+    let _ = (dtype, head_dim);
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => Kernel::Flex,
+        DispatchDevice::Flex(_) => (Kernel::Flex, Vec::new()),
         #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
-        DispatchDevice::Cube(device) => crate::backends::cube::kernel(device),
+        DispatchDevice::Cube(device) => crate::backends::cube::kernel(device, dtype, head_dim),
         #[allow(unreachable_patterns)] // Where Flex is the only backend.
-        _ => Kernel::TensorOps,
+        _ => (Kernel::TensorOps, Vec::new()),
     }
 }
 
@@ -114,7 +158,7 @@ pub fn kernel(device: &Device) -> Kernel {
 pub(crate) fn choose_path(
     config: &PrismConfig,
     lengths: &[(usize, usize)],
-    device: &Device,
+    kernel: Kernel,
 ) -> (Path, Reason) {
     let queries = lengths.iter().map(|&(q, _)| q).max().unwrap_or(0);
     let keys = lengths.iter().map(|&(_, kv)| kv).max().unwrap_or(0);
@@ -124,11 +168,8 @@ pub(crate) fn choose_path(
     if queries == 1 {
         return (Path::Dense, Reason::Decode);
     }
-    let crossover = match (config.dense_below, kernel(device)) {
-        (Some(keys), _) => keys,
-        (None, Kernel::Flex) => FLEX_CROSSOVER,
-        (None, Kernel::CubeUnit | Kernel::CubePlane | Kernel::CubeMma) => CUBE_CROSSOVER,
-        (None, Kernel::TensorOps) => return (Path::Dense, Reason::NoSparseKernel),
+    let Some(crossover) = config.dense_below.or(kernel.crossover()) else {
+        return (Path::Dense, Reason::NoSparseKernel);
     };
     if keys < crossover {
         (Path::Dense, Reason::ShortPrompt { keys, crossover })

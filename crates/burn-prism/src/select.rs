@@ -1,7 +1,8 @@
 //! From Q and K to the blocks that each query block reads, by either way of scoring.
 
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Tensor};
+use burn::backend::tensor::IntTensor;
+use burn::tensor::{DType, Device, Tensor};
 use prism_core::error::Result;
 use prism_core::selection::extent;
 use prism_core::{AttentionShape, BlockGrid, Scoring};
@@ -26,21 +27,23 @@ pub fn select_blocks(
     config.validate(shape.head_dim)?;
     let grids = check::grids(config.block, &shape, options.lengths.as_ref())?;
     check::selectable(config, grids.iter().map(BlockGrid::kv_len).max().unwrap_or(0))?;
-    let pooled_q = pool_queries(q, &grids, config);
-    let pooled_k = match config.scoring {
+    if is_empty(&grids) {
+        return Ok(nothing(&q.device(), &shape, grids));
+    }
+    match config.scoring {
         Scoring::Bands => {
-            let history = [shape.batch, shape.q_heads, 4];
-            PooledKeys::Bands {
-                means: pool(k, &grids, Side::Keys),
-                history: Tensor::zeros(history, (&pooled_q.device(), DType::F32)),
-            }
+            let params = select_params(&grids, config, &shape, options.more_follows)?;
+            let (q, k) = (q.into_dispatch(), k.into_dispatch());
+            let selected = <Dispatch as PrismBackend>::prism_select_blocks(q, k, params);
+            Ok(wrap(selected, grids))
         }
         Scoring::SecondOrder { query_sub, key_sub } => {
+            let pooled_q = pool_queries(q, &grids, config);
             let (means, variances) = pool_moments(k, &subdivided(&grids, key_sub));
-            PooledKeys::SecondOrder { query_sub, key_sub, means, variances }
+            let pooled_k = PooledKeys::SecondOrder { query_sub, key_sub, means, variances };
+            select_pooled(pooled_q, pooled_k, &shape, grids, config, options.more_follows)
         }
-    };
-    select_pooled(pooled_q, pooled_k, &shape, grids, config, options.more_follows)
+    }
 }
 
 /// What keys leave behind, all in f32.
@@ -113,26 +116,19 @@ pub(crate) fn select_pooled(
     config: &PrismConfig,
     more_follows: bool,
 ) -> Result<SelectedBlocks> {
-    let bands = config.validate(shape.head_dim)?;
     if is_empty(&grids) {
-        let rows = extent(&grids).0;
-        let width = SelectedBlocks::words_per_row(&grids);
-        let options = (&pooled_q.device(), DType::I32);
-        return Ok(SelectedBlocks {
-            words: Tensor::zeros([shape.batch, shape.q_heads, rows, width], options),
-            counts: Tensor::zeros([shape.batch, shape.q_heads, rows], options),
-            grids,
-        });
+        return Ok(nothing(&pooled_q.device(), shape, grids));
     }
-    let (rule, q) = (config.selection, pooled_q.into_dispatch());
-    let (words, counts) = match pooled_k {
+    let q = pooled_q.into_dispatch();
+    let selected = match pooled_k {
         PooledKeys::Bands { means, history } => <Dispatch as PrismBackend>::prism_select(
             q,
             means.into_dispatch(),
             history.into_dispatch(),
-            SelectParams::new(grids.clone(), bands, config.calibration, rule, more_follows),
+            select_params(&grids, config, shape, more_follows)?,
         ),
         PooledKeys::SecondOrder { query_sub, key_sub, means, variances } => {
+            let rule = config.selection;
             <Dispatch as PrismBackend>::prism_select_second_order(
                 q,
                 means.into_dispatch(),
@@ -141,8 +137,37 @@ pub(crate) fn select_pooled(
             )
         }
     };
+    Ok(wrap(selected, grids))
+}
+
+fn select_params(
+    grids: &[BlockGrid],
+    config: &PrismConfig,
+    shape: &AttentionShape,
+    more_follows: bool,
+) -> Result<SelectParams> {
+    let bands = config.validate(shape.head_dim)?;
+    let (calibration, rule) = (config.calibration, config.selection);
+    Ok(SelectParams::new(grids.to_vec(), bands, calibration, rule, more_follows))
+}
+
+fn wrap(
+    (words, counts): (IntTensor<Dispatch>, IntTensor<Dispatch>),
+    grids: Vec<BlockGrid>,
+) -> SelectedBlocks {
     let (words, counts) = (Tensor::from_dispatch(words), Tensor::from_dispatch(counts));
-    Ok(SelectedBlocks { words, counts, grids })
+    SelectedBlocks { words, counts, grids }
+}
+
+/// The selection where no query sees a key.
+fn nothing(device: &Device, shape: &AttentionShape, grids: Vec<BlockGrid>) -> SelectedBlocks {
+    let (rows, width) = (extent(&grids).0, SelectedBlocks::words_per_row(&grids));
+    let options = (device, DType::I32);
+    SelectedBlocks {
+        words: Tensor::zeros([shape.batch, shape.q_heads, rows, width], options),
+        counts: Tensor::zeros([shape.batch, shape.q_heads, rows], options),
+        grids,
+    }
 }
 
 /// Whether no sequence has a query that sees a key.

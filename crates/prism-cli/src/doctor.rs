@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use burn::tensor::{DType, Device};
-use burn_prism::plan::{FLEX_CROSSOVER, Kernel, kernel};
+use burn_prism::plan::{Kernel, kernel};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
@@ -98,7 +98,7 @@ fn report(name: &'static str, device: &Device) -> DeviceReport {
         name,
         kernel,
         dtypes: dtypes.map(|(name, _)| name).collect(),
-        sparse_from: (kernel == Kernel::Flex).then_some(FLEX_CROSSOVER),
+        sparse_from: kernel.crossover(),
     }
 }
 

@@ -47,6 +47,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let mut table = output::table(&["plan", ""]);
     table.add_row(["path".into(), format!("{} ({})", report.plan.path, report.plan.reason)]);
     table.add_row(["computed by".into(), report.plan.kernel.to_string()]);
+    for refused in &report.plan.refused {
+        table.add_row(["not by".into(), refused.to_string()]);
+    }
     table.add_row(["results and scratch".into(), output::bytes(report.plan.bytes)]);
     table.add_row(["dense attention".into(), format!("{:.3e} flop", report.plan.dense_flops)]);
     table.add_row(match report.config.scoring {

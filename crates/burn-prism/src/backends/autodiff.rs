@@ -32,6 +32,14 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
         )
     }
 
+    fn prism_select_blocks(
+        q: Tensor<B, C>,
+        k: Tensor<B, C>,
+        params: SelectParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        B::prism_select_blocks(q.into_primitive(), k.into_primitive(), params)
+    }
+
     fn prism_pool_moments(x: Tensor<B, C>, grids: Vec<BlockGrid>) -> (Tensor<B, C>, Tensor<B, C>) {
         let (means, variances) = B::prism_pool_moments(x.into_primitive(), grids);
         (untracked::<B, C>(means), untracked::<B, C>(variances))

@@ -2,7 +2,7 @@
 //! a tensor's device says which of them it is on. The kernels are those of `prism_kernels`, the
 //! rung chosen from what the device can do.
 //!
-//! Heads wider than the kernels take, and second-order scores, go through tensor ops.
+//! Heads wider than the kernels take go through tensor ops, as `plan` says.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -14,24 +14,39 @@ use prism_core::selection::extent;
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::{BandMask, MAX_HEAD_DIM};
 use prism_kernels::calibrate::calibrate;
-use prism_kernels::pool::{Pooled, energies, pool_one};
+use prism_kernels::moments::pool_moments;
+use prism_kernels::pool::{Pooled, energies, pool, pool_one};
 use prism_kernels::schedule::{count_blocks, schedule};
-use prism_kernels::select::{SelectProblem, Selection, select_blocks};
+use prism_kernels::select::{
+    SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks, select_by_second_order,
+};
 use prism_kernels::{Capabilities, Element, Operand};
 
 use crate::fallback;
-use crate::ops::{AttendParams, PrismBackend, SelectParams, Side};
-use crate::plan::Kernel;
+use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
+use crate::plan::{Kernel, Refused};
 use crate::selected::SelectedBlocks;
 
-/// What computes on a device.
-pub fn kernel(device: &CubeDevice) -> Kernel {
-    let capabilities = Capabilities::of(&device.client());
-    match AttendRung::plan(&capabilities, Element::BF16, 128).0 {
+/// What computes for heads of a type and width on a device, and which quicker kernels can't.
+pub fn kernel(device: &CubeDevice, dtype: DType, dim: usize) -> (Kernel, Vec<Refused>) {
+    let name = |rung| match rung {
         AttendRung::Unit => Kernel::CubeUnit,
         AttendRung::Plane => Kernel::CubePlane,
         AttendRung::Mma => Kernel::CubeMma,
+    };
+    let refused = |kernel, reason| Refused { kernel, reason };
+    let Some(element) = element(dtype) else {
+        let reason = format!("takes f32, f16 and bf16, got {dtype:?}");
+        return (Kernel::TensorOps, vec![refused(Kernel::CubeUnit, reason)]);
+    };
+    if dim > MAX_HEAD_DIM {
+        let reason = format!("takes head_dim up to {MAX_HEAD_DIM}, got {dim}");
+        return (Kernel::TensorOps, vec![refused(Kernel::CubeUnit, reason)]);
     }
+    let capabilities = Capabilities::of(&device.client());
+    let (rung, slower) = AttendRung::plan(&capabilities, element, dim);
+    let slower = slower.into_iter().map(|(rung, error)| refused(name(rung), error.to_string()));
+    (name(rung), slower.collect())
 }
 
 impl PrismBackend for CubeBackend {
@@ -54,44 +69,70 @@ impl PrismBackend for CubeBackend {
             return fallback::select::<Self>(pooled_q, pooled_k, history, &params);
         }
         let [q, k, history] = [pooled_q, pooled_k, history].map(contiguous);
-        let (client, grids, rule) = (&q.client, &params.grids, &params.rule);
-        let capabilities = Capabilities::of(client);
         let bands = BandMask::new(&params.bands);
         let pooled = |x: &CubeTensor, lines: usize, blocks: usize| Pooled {
             means: x.handle.clone(),
-            energy: energies(client, &x.handle, [lines * blocks, dim], &bands),
+            energy: energies(&q.client, &x.handle, [lines * blocks, dim], &bands),
             blocks,
         };
-        let (pooled_q, pooled_k) =
-            (pooled(&q, batch * q_heads, rows), pooled(&k, batch * kv_heads, key_blocks));
-        let heads = [q_heads, kv_heads, dim];
-        let factors = calibrate(
-            client,
-            &capabilities,
-            &pooled_q,
-            &pooled_k,
-            Some(&history.handle),
-            grids,
-            heads,
-            &bands,
-            params.calibration,
-        );
-        let problem = SelectProblem::new(
+        let pooled = (pooled(&q, batch * q_heads, rows), pooled(&k, batch * kv_heads, key_blocks));
+        select(&q, pooled, Some(&history.handle), [q_heads, kv_heads, dim], &params)
+    }
+
+    fn prism_select_blocks(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        params: SelectParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let (Some(queries), Some(keys)) = (operand(&q), operand(&k)) else {
+            return fallback::select_blocks::<Self>(q, k, params);
+        };
+        let capabilities = Capabilities::of(&q.client);
+        let bands = BandMask::new(&params.bands);
+        let pooled = pool(&q.client, &capabilities, &queries, &keys, &params.grids, &bands);
+        let heads = [queries.shape[1], keys.shape[1], queries.shape[3]];
+        select(&q, pooled, None, heads, &params)
+    }
+
+    fn prism_pool_moments(
+        x: FloatTensor<Self>,
+        grids: Vec<BlockGrid>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let Some(operand) = operand(&x) else { return fallback::pool_moments::<Self>(x, &grids) };
+        let moments = pool_moments(&x.client, &Capabilities::of(&x.client), &operand, &grids);
+        let [batch, heads, _, dim] = operand.shape;
+        let shape = [batch, heads, moments.blocks, dim];
+        (
+            output(&x, moments.means, shape, DType::F32),
+            output(&x, moments.variances, shape, DType::F32),
+        )
+    }
+
+    fn prism_select_second_order(
+        q_means: FloatTensor<Self>,
+        k_means: FloatTensor<Self>,
+        k_variances: FloatTensor<Self>,
+        params: SecondOrderParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let ([_, q_heads, _, dim], [_, kv_heads, ..]) = (dims(&q_means), dims(&k_means));
+        if dim > MAX_HEAD_DIM {
+            return fallback::select_second_order::<Self>(q_means, k_means, k_variances, &params);
+        }
+        let [q, means, variances] = [q_means, k_means, k_variances].map(contiguous);
+        let problem = SecondOrderProblem::new(
             &q.handle,
-            &k.handle,
-            &factors,
-            heads,
-            grids,
-            &bands,
-            rule,
+            &means.handle,
+            &variances.handle,
+            [q_heads, kv_heads, dim],
+            &params.grids,
+            [params.query_sub, params.key_sub],
+            &params.rule,
             params.more_follows,
         );
-        let Selection { words, counts, words_per_row, .. } =
-            select_blocks(client, &capabilities, &problem);
-        (
-            output(&q, words, [batch, q_heads, rows, words_per_row], DType::I32),
-            output(&q, counts, [batch, q_heads, rows], DType::I32),
-        )
+        let capabilities = Capabilities::of(&q.client);
+        let rung = SelectRung::best(&capabilities);
+        let selection = select_by_second_order(&q.client, &capabilities, &problem, rung);
+        outputs(&q, selection, q_heads, &params.grids)
     }
 
     fn prism_attend(
@@ -118,6 +159,40 @@ impl PrismBackend for CubeBackend {
         }
         attend(q, k, v, None, &params)
     }
+}
+
+/// Selects from pooled vectors, by the paper's scores; results beside `like`.
+fn select(
+    like: &CubeTensor,
+    (q, k): (Pooled, Pooled),
+    history: Option<&Handle>,
+    heads: [usize; 3],
+    params: &SelectParams,
+) -> (CubeTensor, CubeTensor) {
+    let SelectParams { grids, bands, calibration, rule, more_follows } = params;
+    let (client, bands) = (&like.client, BandMask::new(bands));
+    let capabilities = Capabilities::of(client);
+    let factors =
+        calibrate(client, &capabilities, &q, &k, history, grids, heads, &bands, *calibration);
+    let (q_means, k_means) = (&q.means, &k.means);
+    let problem =
+        SelectProblem::new(q_means, k_means, &factors, heads, grids, &bands, rule, *more_follows);
+    outputs(like, select_blocks(client, &capabilities, &problem), heads[0], grids)
+}
+
+/// Words and counts of a selection as tensors beside `like`.
+fn outputs(
+    like: &CubeTensor,
+    selection: Selection,
+    q_heads: usize,
+    grids: &[BlockGrid],
+) -> (CubeTensor, CubeTensor) {
+    let Selection { words, counts, rows, words_per_row } = selection;
+    let batch = grids.len();
+    (
+        output(like, words, [batch, q_heads, rows, words_per_row], DType::I32),
+        output(like, counts, [batch, q_heads, rows], DType::I32),
+    )
 }
 
 fn attend(
@@ -162,14 +237,18 @@ fn attend(
     (output(&q, attended.out, shape, q.dtype), lse)
 }
 
+fn element(dtype: DType) -> Option<Element> {
+    match dtype {
+        DType::F32 => Some(Element::F32),
+        DType::F16 => Some(Element::F16),
+        DType::BF16 => Some(Element::BF16),
+        _ => None,
+    }
+}
+
 /// The tensor as the kernels read it; `None` for heads wider than they take.
 fn operand(x: &CubeTensor) -> Option<Operand> {
-    let element = match x.dtype {
-        DType::F32 => Element::F32,
-        DType::F16 => Element::F16,
-        DType::BF16 => Element::BF16,
-        _ => return None,
-    };
+    let element = element(x.dtype)?;
     let (shape, strides) = (dims(x), x.meta.strides());
     let strides = [strides[0], strides[1], strides[2], strides[3]];
     (shape[3] <= MAX_HEAD_DIM).then(|| Operand::new(x.handle.clone(), shape, strides, element))

@@ -26,8 +26,8 @@ pub fn moments(x: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) 
 }
 
 /// Of the words and counts of a selection.
-pub fn selected(pooled_q: &TensorSpec, params: &SelectParams) -> (TensorSpec, TensorSpec) {
-    selection(pooled_q, &params.grids)
+pub fn selected(q: &TensorSpec, params: &SelectParams) -> (TensorSpec, TensorSpec) {
+    selection(q, &params.grids)
 }
 
 /// Likewise by second-order scores.

@@ -19,7 +19,7 @@ use prism_core::BlockGrid;
 pub use attend::attend;
 pub use pool::{pool, pool_moments};
 pub use second_order::select_second_order;
-pub use select::select;
+pub use select::{select, select_blocks};
 
 /// About how many elements a temporary may have: what bounds the memory.
 const TILE: usize = 1 << 22;

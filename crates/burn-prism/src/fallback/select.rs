@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use burn::backend::Backend;
 use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, FloatDType, Shape, TensorMetadata};
 use prism_core::scores::SILENT_RMS;
 use prism_core::{BlockGrid, Calibration};
 
 use super::rule::{BlockMasses, Rule};
 use super::softmax::{masses, probabilities, scores};
 use super::tensor::{Bool, Float, Int};
-use crate::ops::SelectParams;
+use crate::ops::{PrismBackend, SelectParams, Side};
 
 /// Selection from pooled Q `[batch, q_heads, rows, head_dim]`, pooled K
 /// `[batch, kv_heads, key_blocks, head_dim]` and the energy of earlier query blocks
@@ -33,6 +33,20 @@ pub fn select<B: Backend>(
             Heads::new(of(&q), of(&k), of(&history), grid, params)
         },
     )
+}
+
+/// Pools with the backend's own operation and selects likewise.
+pub fn select_blocks<B: PrismBackend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    params: SelectParams,
+) -> (IntTensor<B>, IntTensor<B>) {
+    let (shape, device) = (q.shape(), q.device());
+    let history = Shape::new([shape[0], shape[1], 4]);
+    let history = B::float_zeros(history, &device, FloatDType::F32);
+    let q = B::prism_pool(q, params.grids.clone(), Side::Queries);
+    let k = B::prism_pool(k, params.grids.clone(), Side::Keys);
+    B::prism_select(q, k, history, params)
 }
 
 /// The heads of some sequences on one grid.

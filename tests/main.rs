@@ -1,0 +1,12 @@
+//! Every test of the tensor functions and the models, a module a question.
+
+mod agrees_with_oracle;
+mod bad_input;
+mod bad_numbers;
+mod chunked_equals_whole;
+mod docs_match_code;
+mod gradients;
+mod invariants;
+mod kernel_fixtures;
+mod model_fixtures;
+mod smollm2;
