@@ -7,7 +7,7 @@ use burn_prism::{
     block_sparse_attention, dense_attention, prism_attention, select_blocks,
 };
 use rstest::rstest;
-use tests::{Inputs, Kind, all_devices, devices, grids, random_selection, values};
+use tests::{Inputs, Kind, all_devices, devices, grids, has, random_selection, values};
 
 const LEN: usize = 160;
 const BLOCK: usize = 32;
@@ -39,6 +39,7 @@ fn bad_rows(out: &[f32]) -> Vec<(usize, usize)> {
 fn a_bad_key_or_value_stays_with_its_readers(
     #[values("k", "v")] which: &str,
     #[values(f32::NAN, f32::INFINITY, f32::NEG_INFINITY)] bad: f32,
+    #[values(DType::F32, DType::BF16)] dtype: DType,
 ) {
     let grids = grids(&shape(), BLOCK);
     let selection = random_selection(&grids, 4, 0.4, 2);
@@ -47,7 +48,10 @@ fn a_bad_key_or_value_stays_with_its_readers(
     let data = if which == "k" { &mut inputs.k } else { &mut inputs.v };
     data[(kv_head * LEN + key) * D..][..D].fill(bad);
     for device in if bad.is_nan() { all_devices() } else { devices() } {
-        let [q, k, v] = inputs.tensors(DType::F32, &device);
+        if !has(&device, dtype) {
+            continue;
+        }
+        let [q, k, v] = inputs.tensors(dtype, &device);
         let selected =
             SelectedBlocks::from_host(&selection, &shape(), BLOCK, None, &device).unwrap();
         let options = AttentionOptions::default();
@@ -61,13 +65,20 @@ fn a_bad_key_or_value_stays_with_its_readers(
     }
 }
 
-/// 24: a NaN key that is read is not swept under the rug.
-#[test]
-fn a_nan_key_that_is_read_shows() {
+/// 24: a NaN key or value that is read is not swept under the rug.
+#[rstest]
+fn a_nan_that_is_read_shows(
+    #[values("k", "v")] which: &str,
+    #[values(DType::F32, DType::BF16)] dtype: DType,
+) {
     let mut inputs = inputs();
-    inputs.k[70 * D] = f32::NAN;
+    let data = if which == "k" { &mut inputs.k } else { &mut inputs.v };
+    data[70 * D] = f32::NAN;
     for device in all_devices() {
-        let [q, k, v] = inputs.tensors(DType::F32, &device);
+        if !has(&device, dtype) {
+            continue;
+        }
+        let [q, k, v] = inputs.tensors(dtype, &device);
         let got = dense_attention(q, k, v, &AttentionOptions::default()).unwrap();
         let expected: Vec<_> = (0..2).flat_map(|h| (70..LEN).map(move |i| (h, i))).collect();
         assert_eq!(bad_rows(&values(got.output)), expected, "{device:?}");

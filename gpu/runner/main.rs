@@ -48,6 +48,13 @@ enum Task {
         /// Also a prompt of a million tokens.
         #[arg(long)]
         million: bool,
+        /// Only these steps, as in `pool,select`: pool, calibrate, score, select, schedule, dense,
+        /// attend.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Longest prompt, in tokens.
+        #[arg(long, default_value_t = 1 << 20)]
+        longest: usize,
     },
 }
 
@@ -78,8 +85,9 @@ fn main() -> Result<()> {
             println!("{} checks, {failed} failed", run.checks.len());
             anyhow::ensure!(failed == 0, "{failed} checks failed");
         }
-        Task::Time { seconds, out, million } => {
-            time::time(&gpu, seconds, million, &mut run, |run| write(run, &out))?;
+        Task::Time { seconds, out, million, only, longest } => {
+            let budget = time::Budget { seconds, million, only, longest };
+            time::time(&gpu, &budget, &mut run, |run| write(run, &out))?;
         }
     }
     Ok(())

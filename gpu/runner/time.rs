@@ -25,9 +25,22 @@ use crate::data::{poisoned, read, tensor};
 const WINDOW: Duration = Duration::from_millis(350);
 const BLOCK: usize = 128;
 
+/// What is timed, and for how long.
+pub struct Budget {
+    /// Seconds in all.
+    pub seconds: f64,
+    /// Also a prompt of a million tokens.
+    pub million: bool,
+    /// Steps to time, as the records name them; all if empty.
+    pub only: Vec<String>,
+    /// Longest prompt.
+    pub longest: usize,
+}
+
 struct Clock<'a> {
     gpu: &'a Gpu,
     end: Instant,
+    only: &'a [String],
 }
 
 impl Clock<'_> {
@@ -42,9 +55,10 @@ impl Clock<'_> {
         start.elapsed().as_secs_f64() * 1e3 / launches as f64
     }
 
-    /// Milliseconds a call, sustained and in a burst; `None` when time is up.
-    fn time(&self, call: impl Fn()) -> Option<(f64, f64)> {
-        if Instant::now() > self.end {
+    /// Milliseconds a call, sustained and in a burst; `None` when time is up or nobody asked.
+    fn time(&self, what: &str, call: impl Fn()) -> Option<(f64, f64)> {
+        let asked = self.only.is_empty() || self.only.iter().any(|only| only == what);
+        if !asked || Instant::now() > self.end {
             return None;
         }
         call();
@@ -106,12 +120,12 @@ impl Shape {
 
 pub fn time(
     gpu: &Gpu,
-    seconds: f64,
-    million: bool,
+    budget: &Budget,
     run: &mut Run,
     write: impl Fn(&Run) -> Result<()>,
 ) -> Result<()> {
-    let clock = Clock { gpu, end: Instant::now() + Duration::from_secs_f64(seconds) };
+    let end = Instant::now() + Duration::from_secs_f64(budget.seconds);
+    let clock = Clock { gpu, end, only: &budget.only };
     let mut add = |run: &mut Run, record: Record| -> Result<()> {
         println!(
             "{:>7} {:>6} {} d{} {:>7} tokens density {:.3}: {:.4} ms (burst {:.4}) {} {}",
@@ -129,13 +143,14 @@ pub fn time(
         run.records.push(record);
         write(run)
     };
-    for (k, dim) in [(32, 128), (128, 128), (8, 128), (32, 64)] {
+    let shapes = [(32, 128), (128, 128), (8, 128), (32, 64)];
+    for (k, dim) in shapes.into_iter().filter(|(k, _)| k * 1024 <= budget.longest) {
         let shape = Shape { q_heads: 32, kv_heads: 8, len: k * 1024, dim, element: Element::BF16 };
         layer(&clock, &shape, run, &mut add)?;
     }
     let shape = Shape { q_heads: 32, kv_heads: 8, len: 4096, dim: 128, element: Element::F32 };
     layer(&clock, &shape, run, &mut add)?;
-    if million {
+    if budget.million {
         a_million(&clock, run, &mut add)?;
     }
     Ok(())
@@ -158,7 +173,9 @@ fn layer(
     let heads = [q_heads, kv_heads, dim];
 
     let pooled = pool(client, capabilities, &q, &k, &grids, &mask);
-    if let Some(time) = clock.time(|| drop(pool(client, capabilities, &q, &k, &grids, &mask))) {
+    if let Some(time) =
+        clock.time("pool", || drop(pool(client, capabilities, &q, &k, &grids, &mask)))
+    {
         let mut record = shape.record("pool", "plane", 1.0, time);
         let bytes = (q_heads + kv_heads) * len * dim * element.size();
         record.gbps = Some(bytes as f64 / time.0 / 1e6);
@@ -190,22 +207,30 @@ fn layer(
         false,
     );
     let selected = select_blocks(client, capabilities, &problem);
-    if let Some(time) = clock.time(|| drop(calibrated())) {
+    if let Some(time) = clock.time("calibrate", || drop(calibrated())) {
         add(run, shape.record("calibrate", "unit", 1.0, time))?;
     }
-    if let Some(time) = clock.time(|| drop(select_blocks(client, capabilities, &problem))) {
+    if let Some(time) = clock.time("select", || drop(select_blocks(client, capabilities, &problem)))
+    {
         add(run, shape.record("select", "plane", 1.0, time))?;
     }
+    // Rows that read everything are scored and not searched.
+    let unsearched = SelectionRule { dense_last_blocks: usize::MAX, ..rule };
+    let scored = SelectProblem { rule: &unsearched, ..problem.clone() };
+    if let Some(time) = clock.time("score", || drop(select_blocks(client, capabilities, &scored))) {
+        add(run, shape.record("score", "plane", 1.0, time))?;
+    }
     if len <= 8192
-        && let Some(time) =
-            clock.time(|| drop(select_blocks_on(client, capabilities, &problem, SelectRung::Unit)))
+        && let Some(time) = clock.time("select", || {
+            drop(select_blocks_on(client, capabilities, &problem, SelectRung::Unit))
+        })
     {
         add(run, shape.record("select", "unit", 1.0, time))?;
     }
     let key_blocks = extent(&grids).1;
     let in_order = [1, q_heads, kv_heads];
-    if let Some(time) =
-        clock.time(|| drop(schedule(client, capabilities, &selected, in_order, key_blocks)))
+    if let Some(time) = clock
+        .time("schedule", || drop(schedule(client, capabilities, &selected, in_order, key_blocks)))
     {
         add(run, shape.record("schedule", "unit", 1.0, time))?;
     }
@@ -236,8 +261,8 @@ fn layer(
                 continue;
             }
             let call = || attend_into(client, capabilities, &problem, &attended, rung);
-            if let Some(time) = clock.time(call) {
-                let what = if density < 1.0 { "attend" } else { "dense" };
+            let what = if density < 1.0 { "attend" } else { "dense" };
+            if let Some(time) = clock.time(what, call) {
                 let mut record = shape.record(what, &rung.to_string(), tiles / causal, time);
                 record.tflops = Some(shape.rate(tiles, time.0));
                 if density < 1.0 {

@@ -44,8 +44,8 @@ pub(crate) struct Total {
 /// What turns weights into masses that sum to 2³⁰.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Normaliser {
-    reciprocal: u32,
-    shift: u32,
+    pub reciprocal: u32,
+    pub shift: u32,
 }
 
 #[cube]
@@ -56,21 +56,19 @@ impl Total {
         // ⌊log2 total⌋ − 30; the heaviest weighs 2³⁰, so `high` ≥ 2¹⁴.
         let shift = 17u32 - high.max(16384u32).leading_zeros();
         let scaled = (high << (16u32 - shift)) | (low >> shift);
-        // ⌊2⁶¹ / scaled⌋, bit by bit.
-        let mut remainder = 0x4000_0000u32;
-        let mut quotient = 0u32;
-        if remainder >= scaled {
-            remainder -= scaled;
-            quotient = 1u32;
-        }
-        for _ in 0..31u32 {
-            remainder *= 2u32;
-            quotient *= 2u32;
-            if remainder >= scaled {
-                remainder -= scaled;
-                quotient += 1u32;
-            }
-        }
+        // ⌊2⁶¹ / scaled⌋: twice from the remainder in f32, whose error leaves less than one, and then
+        // exactly. The first quotient is off by less than 2¹⁰, so the second remainder fits 32 bits.
+        let inverse = 1.0f32 / f32::cast_from(scaled);
+        let first = u32::cast_from(inverse * 2_305_843_009_213_693_952.0f32);
+        let low = 0u32 - first * scaled;
+        let borrow = select(low == 0u32, 0u32, 1u32);
+        let high = 0x2000_0000u32 - first.mul_hi(scaled) - borrow;
+        let rest = f32::cast_from(i32::reinterpret(high)) * 4_294_967_296.0f32;
+        let more = (rest + f32::cast_from(low)) * inverse;
+        let more = i32::cast_from((more + 0.5f32).floor());
+        let second = first + u32::reinterpret(more);
+        let rest = low - u32::reinterpret(more) * scaled;
+        let quotient = second - select(rest >= 0x8000_0000u32, 1u32, 0u32);
         Normaliser { reciprocal: quotient, shift }
     }
 }

@@ -7,19 +7,17 @@
 //! accumulators, rounded, are just the A operand of the second product.
 
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
-use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
+use super::copies::{WIDE, commit_copies, fill, wait_copies};
+use super::guard::{clean, spoil, spotless};
 use super::softmax::{inverse, log_sum_exp, nothing, reference};
-use super::walk::{WalkShape, tile, word};
+use super::walk::{Tile, WalkShape, tile, word};
 use super::{AttendNumbers, AttendProblem, Attended, RungError, buffers, numbers};
 use crate::capabilities::Capabilities;
 use crate::operand::{Element, buffer};
 use crate::span::Spans;
 use crate::work::{cube_count, launch};
-
-/// Elements of 16 bytes.
-const WIDE: usize = 8;
 
 /// How the kernel is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,7 +50,7 @@ impl MmaShape {
     }
 
     fn shared_memory(&self) -> usize {
-        (self.queries() + 2 * self.stages * self.keys) * self.pitch() * 16
+        (self.queries() + 2 * self.stages * self.keys) * self.pitch() * 16 + (self.dim + 1) * 4
     }
 
     /// The layout for a head_dim and block size that fits a device, if any does.
@@ -188,6 +186,57 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     #[define(E)] _element: ElemType,
 ) {
     let walk = comptime!(shape.walk);
+    let pitch = comptime!(shape.pitch());
+    let tiles = comptime!(shape.stages * shape.keys);
+    let queries = comptime!(shape.queries());
+    let mut q_tile =
+        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(queries * pitch), 16usize);
+    let mut k_tile = Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(tiles * pitch), 16usize);
+    let mut v_tile = Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(tiles * pitch), 16usize);
+    let spoilt = Shared::<[Atomic<u32>]>::new_slice(comptime!(shape.dim + 1));
+    let i = CUBE_POS;
+    if i >= numbers.items {
+        terminate!();
+    }
+    let tile = tile(order, lengths, &numbers, i, queries, walk);
+    if tile.is_empty() {
+        terminate!();
+    }
+    attend_tile::<E, N, P>(
+        q,
+        k,
+        v,
+        out,
+        lse,
+        words,
+        &numbers,
+        &tile,
+        &mut q_tile,
+        &mut k_tile,
+        &mut v_tile,
+        &spoilt,
+        shape,
+    );
+}
+
+/// Attention of the queries of one tile.
+#[cube]
+fn attend_tile<E: Float, N: Size, P: Size>(
+    q: &Tensor<Vector<E, N>>,
+    k: &Tensor<Vector<E, N>>,
+    v: &Tensor<Vector<E, N>>,
+    out: &mut [Vector<E, P>],
+    lse: &mut [f32],
+    words: &[u32],
+    numbers: &AttendNumbers,
+    tile: &Tile,
+    q_tile: &mut Shared<[Vector<E, N>]>,
+    k_tile: &mut Shared<[Vector<E, N>]>,
+    v_tile: &mut Shared<[Vector<E, N>]>,
+    spoilt: &Shared<[Atomic<u32>]>,
+    #[comptime] shape: MmaShape,
+) {
+    let walk = comptime!(shape.walk);
     let block = comptime!(walk.block);
     let pitch = comptime!(shape.pitch());
     let chunks = comptime!(shape.dim / WIDE);
@@ -200,15 +249,8 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     let key_tiles = comptime!(shape.keys / 8);
     let dim_tiles = comptime!(shape.dim / 8);
     let halves = comptime!(shape.m_tiles * 2);
+    let asynchronous = comptime!(shape.asynchronous);
 
-    let i = CUBE_POS;
-    if i >= numbers.items {
-        terminate!();
-    }
-    let tile = tile(order, lengths, &numbers, i, queries, walk);
-    if tile.is_empty() {
-        terminate!();
-    }
     let (first, end, causal, line) = (tile.first, tile.end, tile.causal, tile.line);
     let q_base = (tile.batch * q.stride(0) + tile.head * q.stride(1)) / WIDE;
     let k_base = (tile.batch * k.stride(0) + tile.kv_head * k.stride(1)) / WIDE;
@@ -219,18 +261,11 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     let unit = UNIT_POS as usize;
     let lane = UNIT_POS_X as usize;
     let own = UNIT_POS_Y as usize * comptime!(shape.m_tiles * 16);
-
-    let mut q_tile =
-        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(queries * pitch), 16usize);
-    let mut k_tile =
-        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(stages * tile_keys * pitch), 16usize);
-    let mut v_tile =
-        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(stages * tile_keys * pitch), 16usize);
-    let asynchronous = comptime!(shape.asynchronous);
+    spotless(spoilt, unit, units, comptime!(shape.dim));
 
     fill::<E, N>(
         q,
-        &mut q_tile,
+        q_tile,
         0usize,
         q_base + tile.query * q_stride,
         q_stride,
@@ -264,7 +299,7 @@ fn attend_mma<E: Float, N: Size, P: Size>(
     // The walk: word `w` with its bits still to come, and the next tile of the current block.
     let words_of_row = causal.div_ceil(32usize);
     let mut w = 0usize;
-    let mut bits = word(words, &numbers, line, w, causal, comptime!(walk.dense));
+    let mut bits = word(words, numbers, line, w, causal, comptime!(walk.dense));
     let mut next = 0usize;
     let mut stop = 0usize;
     let mut stage = 0usize;
@@ -276,7 +311,7 @@ fn attend_mma<E: Float, N: Size, P: Size>(
         if next >= stop {
             while bits == 0u32 && w + 1 < words_of_row {
                 w += 1;
-                bits = word(words, &numbers, line, w, causal, comptime!(walk.dense));
+                bits = word(words, numbers, line, w, causal, comptime!(walk.dense));
             }
             if bits != 0u32 {
                 let bit = bits.find_first_set() - 1u32;
@@ -295,37 +330,23 @@ fn attend_mma<E: Float, N: Size, P: Size>(
             wait_copies();
             sync_cube();
             if found {
+                let from = (k_base + coming * k_stride, v_base + coming * v_stride);
                 fill::<E, N>(
-                    k,
-                    &mut k_tile,
-                    offset,
-                    k_base + coming * k_stride,
-                    k_stride,
-                    rows,
-                    unit,
-                    units,
-                    tile_keys,
-                    chunks,
-                    true,
+                    k, k_tile, offset, from.0, k_stride, rows, unit, units, tile_keys, chunks, true,
                 );
                 fill::<E, N>(
-                    v,
-                    &mut v_tile,
-                    offset,
-                    v_base + coming * v_stride,
-                    v_stride,
-                    rows,
-                    unit,
-                    units,
-                    tile_keys,
-                    chunks,
-                    true,
+                    v, v_tile, offset, from.1, v_stride, rows, unit, units, tile_keys, chunks, true,
                 );
                 commit_copies();
             }
         }
         if loaded {
             let base = stage * comptime!(tile_keys * pitch);
+            if start + tile_keys > first + 1 {
+                // Values that some of the queries must not see.
+                clean::<E, N>(v_tile, base, start, unit, units, tile_keys, chunks, spoilt);
+                sync_cube();
+            }
             // S = Q Kᵀ.
             let mut scores = Array::<Vector<f32, NC>>::new(comptime!(halves * key_tiles));
             #[unroll]
@@ -502,30 +523,13 @@ fn attend_mma<E: Float, N: Size, P: Size>(
         if comptime!(!asynchronous) {
             sync_cube();
             if found {
+                let from = (k_base + coming * k_stride, v_base + coming * v_stride);
                 fill::<E, N>(
-                    k,
-                    &mut k_tile,
-                    offset,
-                    k_base + coming * k_stride,
-                    k_stride,
-                    rows,
-                    unit,
-                    units,
-                    tile_keys,
-                    chunks,
+                    k, k_tile, offset, from.0, k_stride, rows, unit, units, tile_keys, chunks,
                     false,
                 );
                 fill::<E, N>(
-                    v,
-                    &mut v_tile,
-                    offset,
-                    v_base + coming * v_stride,
-                    v_stride,
-                    rows,
-                    unit,
-                    units,
-                    tile_keys,
-                    chunks,
+                    v, v_tile, offset, from.1, v_stride, rows, unit, units, tile_keys, chunks,
                     false,
                 );
             }
@@ -538,6 +542,7 @@ fn attend_mma<E: Float, N: Size, P: Size>(
         next += tile_keys;
     }
 
+    let bad = spoilt[comptime!(shape.dim)].load() as usize;
     #[unroll]
     for r in 0..halves {
         let t = comptime!(r / 2);
@@ -550,6 +555,14 @@ fn attend_mma<E: Float, N: Size, P: Size>(
         if first + query < end {
             let place = tile.place + query;
             let share = inverse(all);
+            if first + query >= bad {
+                #[unroll]
+                for n in 0..dim_tiles {
+                    let pair = sum[(t * dim_tiles + n) * 2 + h];
+                    sum[(t * dim_tiles + n) * 2 + h] =
+                        spoil(pair, spoilt, n * 8 + (lane % 4) * 2, first + query);
+                }
+            }
             #[unroll]
             for n in 0..dim_tiles {
                 let pair = sum[(t * dim_tiles + n) * 2 + h] * Vector::new(share);
@@ -565,65 +578,6 @@ fn attend_mma<E: Float, N: Size, P: Size>(
             }
         }
     }
-}
-
-/// `count` rows of `chunks` 16-byte vectors into a tile of `rows`, the rest of which becomes 0.
-#[cube]
-fn fill<E: Float, N: Size>(
-    x: &Tensor<Vector<E, N>>,
-    tile: &mut Shared<[Vector<E, N>]>,
-    offset: usize,
-    base: usize,
-    stride: usize,
-    count: usize,
-    unit: usize,
-    #[comptime] units: usize,
-    #[comptime] rows: usize,
-    #[comptime] chunks: usize,
-    #[comptime] asynchronous: bool,
-) {
-    let pitch = comptime!(chunks + 1);
-    // A unit keeps its column: what differs from step to step is then a constant.
-    let across = comptime!(chunks.next_power_of_two());
-    let apart = comptime!(units / across);
-    let column = unit % across;
-    let first = unit / across;
-    if comptime!(across == chunks) || column < chunks {
-        #[unroll]
-        for step in 0..comptime!(rows.div_ceil(apart)) {
-            let row = first + step * apart;
-            if comptime!((step + 1) * apart <= rows) || row < rows {
-                let to = offset + row * pitch + column;
-                if row < count {
-                    let from = base + row * stride + column;
-                    if comptime!(asynchronous) {
-                        let size = comptime!(WIDE as u32);
-                        copy_async(&x[from..from + 1], &mut tile[to..to + 1], size);
-                    } else {
-                        tile[to] = x[from];
-                    }
-                } else {
-                    tile[to] = Vector::new(E::from_int(0));
-                }
-            }
-        }
-    }
-}
-
-#[cube]
-fn commit_copies() {
-    gpu_asm!(
-        "cp.async.commit_group;",
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
-}
-
-#[cube]
-fn wait_copies() {
-    gpu_asm!(
-        "cp.async.wait_all;",
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
 }
 
 /// 2^x; by the special function unit where inline PTX is there.

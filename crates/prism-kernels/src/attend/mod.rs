@@ -5,6 +5,8 @@
 //! Three rungs compute the same: [`unit`] on any runtime, [`plane`] with subgroups, [`mma`] with
 //! tensor cores.
 
+mod copies;
+mod guard;
 mod mma;
 mod plane;
 mod softmax;

@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 
-use super::rule::{Row, RuleShape, select_row, to_masses};
+use super::rule::{Row, RuleShape, score_bits, select_row, to_masses};
 use super::write::{Line, write_row};
 use super::{
     SelectNumbers, SelectProblem, SelectShape, Selection, buffers, masked, transposed, vector_size,
@@ -13,10 +13,15 @@ use crate::operand::buffer;
 use crate::span::{Spans, span};
 use crate::work::{cube_count, launch};
 
-/// Planes a cube.
-const PLANES: u32 = 8;
-/// Most rows a tile: what the registers of a unit hold scores for.
-const MOST_ROWS: usize = 8;
+/// Planes a cube, and at most as many rows. Small cubes wait less at their barriers; eight rows
+/// would read the keys half as often, but no less time was measured.
+const PLANES: u32 = 4;
+/// Cubes that shared memory has room for at once: what hides the latency of a row's search.
+const CUBES: usize = 6;
+/// Bytes of shared memory that a cube takes without regard to the others.
+const LEAST: usize = 16 << 10;
+/// Keys that a unit scores at once: each query that is read serves them all.
+const KEYS: usize = 2;
 /// Bytes of masses in memory, where shared memory doesn't hold those of one row.
 const SCRATCH: usize = 32 << 20;
 
@@ -33,10 +38,9 @@ pub(super) fn launch(
     let bands = problem.bands.present().len();
     let planes = PLANES.min(capabilities.units / lanes).max(1);
     let units = planes * lanes;
-    // Two cubes a multiprocessor hide each other's barriers.
-    let budget = capabilities.shared_memory / 2;
+    let budget = (capabilities.shared_memory / CUBES).max(LEAST).min(capabilities.shared_memory);
     let row_bytes = |rows: usize| rows * bands * (key_blocks + dim) * 4;
-    let most = MOST_ROWS.min(planes as usize);
+    let most = planes as usize;
     let shared = (0..).map(|i| most >> i).take_while(|&rows| rows > 0).find(|&rows| {
         row_bytes(rows) <= budget || (rows == 1 && row_bytes(1) <= capabilities.shared_memory)
     });
@@ -84,6 +88,7 @@ pub(super) fn launch(
             problem.numbers(&spans, selection),
             tiles,
             cubes,
+            1usize,
             shape,
         );
     }
@@ -101,6 +106,7 @@ fn select_plane<N: Size>(
     numbers: SelectNumbers,
     tiles: usize,
     cubes: usize,
+    step: usize,
     #[comptime] shape: SelectShape,
 ) {
     let cube = CUBE_POS;
@@ -121,6 +127,7 @@ fn select_plane<N: Size>(
             &numbers,
             cube,
             0usize,
+            step,
             shape,
         );
     } else {
@@ -129,7 +136,7 @@ fn select_plane<N: Size>(
             let start = cube * comptime!(shape.rows * per_row);
             tile_of_rows::<N>(
                 q_means, keys, factors, words, counts, lengths, scratch, &numbers, tile, start,
-                shape,
+                step, shape,
             );
             sync_cube();
             tile += cubes;
@@ -150,6 +157,7 @@ fn tile_of_rows<N: Size>(
     numbers: &SelectNumbers,
     tile: usize,
     start: usize,
+    step: usize,
     #[comptime] shape: SelectShape,
 ) {
     let block = comptime!(shape.block);
@@ -189,53 +197,61 @@ fn tile_of_rows<N: Size>(
     let last_row = (first_row + rows - 1).min(numbers.rows - 1);
     let reach = (span.first_block(block) + last_row + 1).min(span.key_blocks(block));
     let k_base = (head / numbers.group) * chunks;
-    // Two keys a unit: each query that is read serves both.
+    let keys_a_unit = comptime!(KEYS);
     let mut v = unit;
     while v < reach {
-        let other = (v + units).min(reach - 1);
-        let mut dots = Array::<f32>::new(comptime!(2 * bands * rows));
+        let mut dots = Array::<f32>::new(comptime!(bands * rows * KEYS));
         #[unroll]
-        for i in 0..2 * bands * rows {
+        for i in 0..bands * rows * keys_a_unit {
             dots[i] = 0.0f32;
         }
         let segments = comptime!(shape.bands.segments(shape.dim, width));
         #[unroll]
         for s in 0..comptime!(segments.len()) {
             let (from, to, touches) = comptime!(segments[s]);
-            for c in from..to {
-                let near = keys[(k_base + c) * numbers.key_blocks + v];
-                let far = keys[(k_base + c) * numbers.key_blocks + other];
+            let mut c = from.runtime();
+            while c < to {
+                let line = (k_base + c) * numbers.key_blocks;
+                let mut near = Array::<Vector<f32, N>>::new(keys_a_unit);
+                #[unroll]
+                for i in 0..keys_a_unit {
+                    near[i] = keys[line + (v + i * units).min(reach - 1)];
+                }
                 #[unroll]
                 for i in 0..bands {
                     if comptime!(touches[shape.bands.present()[i]]) {
                         #[unroll]
                         for r in 0..rows {
                             let query = queries[(i * rows + r) * chunks + c];
-                            let at = (i * rows + r) * 2;
                             #[unroll]
-                            for e in 0..width {
-                                let x = query.extract(e);
-                                dots[at] = fma(x, near.extract(e), dots[at]);
-                                dots[at + 1] = fma(x, far.extract(e), dots[at + 1]);
+                            for n in 0..keys_a_unit {
+                                let at = (i * rows + r) * keys_a_unit + n;
+                                #[unroll]
+                                for e in 0..width {
+                                    dots[at] = fma(query.extract(e), near[n].extract(e), dots[at]);
+                                }
                             }
                         }
                     }
                 }
+                c += step;
             }
         }
         #[unroll]
-        for i in 0..bands {
-            #[unroll]
-            for r in 0..rows {
-                let place = start + (r * bands + i) * room;
-                let at = (i * rows + r) * 2;
-                scratch[place + v] = u32::reinterpret(dots[at]);
-                if v + units < reach {
-                    scratch[place + other] = u32::reinterpret(dots[at + 1]);
+        for n in 0..keys_a_unit {
+            if v + n * units < reach {
+                #[unroll]
+                for i in 0..bands {
+                    #[unroll]
+                    for r in 0..rows {
+                        let place = start + (r * bands + i) * room + v + n * units;
+                        let dot = dots[(i * rows + r) * keys_a_unit + n];
+                        scratch[place] = score_bits(dot);
+                    }
                 }
             }
         }
-        v += 2 * units;
+        v += keys_a_unit * units;
     }
     sync_cube();
 
@@ -252,13 +268,7 @@ fn tile_of_rows<N: Size>(
         causal: select(dense, 0usize, causal),
         lane,
     };
-    let mut bits = Vector::<u32, Const<2>>::new(31u32);
-    if place.causal > 0 {
-        #[unroll]
-        for i in 0..bands {
-            bits.insert(i, to_masses(scratch, &place, i, comptime!(shape.rule)));
-        }
-    }
+    let bits = to_masses(scratch, &place, bands, comptime!(shape.rule));
     let rule = numbers.rule();
     let selected = select_row(scratch, &place, &rule, bits, comptime!(shape.rule));
     // Lanes read each other's masses from here on.

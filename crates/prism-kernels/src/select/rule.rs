@@ -8,7 +8,7 @@
 use cubecl::prelude::*;
 use prism_core::{Budget, SelectionRule};
 
-use crate::fixed::{Total, usable, weight};
+use crate::fixed::{Normaliser, Total, usable, weight};
 
 /// Marks a selected block next to its mass (masses need 31 bits).
 const SELECTED: u32 = 1 << 31;
@@ -65,14 +65,24 @@ pub(crate) struct Row {
     pub lane: usize,
 }
 
-/// A prefix of the blocks by (mass descending, index ascending): `[lightest, last]` holds those
-/// heavier than `lightest`, and of those that weigh just this the ones up to index `last`.
-type Prefix = Vector<u32, Const<2>>;
+/// A number for each band.
+pub(crate) type Pair = Vector<u32, Const<2>>;
+
+/// Of each band a prefix of its blocks by (mass descending, index ascending): those heavier than
+/// `lightest`, and of those that weigh just this the ones up to index `last`.
+#[derive(CubeType, Clone, Copy)]
+struct Prefixes {
+    lightest: Pair,
+    last: Pair,
+}
 
 #[cube]
-fn holds(prefix: Prefix, mass: u32, v: usize) -> bool {
-    let lightest = prefix.extract(0usize);
-    mass > lightest || (mass == lightest && v as u32 <= prefix.extract(1usize))
+impl Prefixes {
+    /// Whether the prefix of band `z` holds block `v` of this mass.
+    fn holds(&self, #[comptime] z: usize, mass: u32, v: usize) -> bool {
+        let lightest = self.lightest.extract(z);
+        mass > lightest || (mass == lightest && v as u32 <= self.last.extract(z))
+    }
 }
 
 #[cube]
@@ -94,47 +104,79 @@ pub(crate) fn sum(x: u32, #[comptime] shape: RuleShape) -> u32 {
     }
 }
 
-/// Turns the scores of band `z` (f32 bits) into masses that sum to 2³⁰, in place. Returns the
-/// bits that the heaviest mass needs.
+/// A score as [`to_masses`] takes it.
+#[cube]
+pub(crate) fn score_bits(score: f32) -> u32 {
+    u32::reinterpret(usable(score))
+}
+
+/// Turns the scores of the first `bands` bands, as [`score_bits`] leaves them, into masses that sum to 2³⁰ each, in
+/// place. Returns the bits that the heaviest mass of each needs. Bands are worked side by side, so
+/// that one's arithmetic hides the other's latency.
 #[cube]
 pub(crate) fn to_masses(
     scratch: &mut [u32],
     row: &Row,
-    z: usize,
+    #[comptime] bands: usize,
     #[comptime] shape: RuleShape,
-) -> u32 {
-    let start = row.start + z * row.stride;
+) -> Pair {
     let step = comptime!(shape.lanes as usize);
-    let none = f32::reinterpret(0xff80_0000u32);
-    let mut max = none;
+    let mut max = Vector::<f32, Const<2>>::new(f32::reinterpret(0xff80_0000u32));
     let mut v = row.lane;
     while v < row.causal {
-        max = max.max(usable(f32::reinterpret(scratch[start + v])));
+        #[unroll]
+        for z in 0..bands {
+            let score = f32::reinterpret(scratch[row.start + z * row.stride + v]);
+            max.insert(z, max.extract(z).max(score));
+        }
         v += step;
     }
     if comptime!(shape.lanes > 1) {
-        max = plane_max(max);
+        #[unroll]
+        for z in 0..bands {
+            max.insert(z, plane_max(max.extract(z)));
+        }
     }
-    let silent = u32::reinterpret(max) == 0xff80_0000u32;
-    let mut high = 0u32;
-    let mut low = 0u32;
+    let mut high = Pair::new(0u32);
+    let mut low = Pair::new(0u32);
     let mut v = row.lane;
     while v < row.causal {
-        let score = usable(f32::reinterpret(scratch[start + v]));
-        let w = select(silent, 0u32, weight(max - score));
-        high += w >> 16u32;
-        low += w & 0xffffu32;
-        scratch[start + v] = w;
+        #[unroll]
+        for z in 0..bands {
+            let place = row.start + z * row.stride + v;
+            let highest = max.extract(z);
+            let silent = u32::reinterpret(highest) == 0xff80_0000u32;
+            let score = f32::reinterpret(scratch[place]);
+            let w = select(silent, 0u32, weight(highest - score));
+            high.insert(z, high.extract(z) + (w >> 16u32));
+            low.insert(z, low.extract(z) + (w & 0xffffu32));
+            scratch[place] = w;
+        }
         v += step;
     }
-    let total = Total { high: sum(high, shape), low: sum(low, shape) };
-    let normaliser = total.normaliser();
+    let mut bits = Pair::new(0u32);
+    let mut reciprocal = Pair::new(0u32);
+    let mut shift = Pair::new(0u32);
+    #[unroll]
+    for z in 0..bands {
+        let total = Total { high: sum(high.extract(z), shape), low: sum(low.extract(z), shape) };
+        let normaliser = total.normaliser();
+        reciprocal.insert(z, normaliser.reciprocal);
+        shift.insert(z, normaliser.shift);
+        bits.insert(z, 32u32 - normaliser.mass(1u32 << 30u32).leading_zeros());
+    }
     let mut v = row.lane;
     while v < row.causal {
-        scratch[start + v] = normaliser.mass(scratch[start + v]);
+        #[unroll]
+        for z in 0..bands {
+            let place = row.start + z * row.stride + v;
+            let normaliser =
+                Normaliser { reciprocal: reciprocal.extract(z), shift: shift.extract(z) };
+            scratch[place] = normaliser.mass(scratch[place]);
+        }
         v += step;
     }
-    32u32 - normaliser.mass(1u32 << 30u32).leading_zeros()
+    bits
 }
 
 /// Which blocks take part in a search, and what each adds to the sum.
@@ -150,131 +192,207 @@ enum Search {
     Chosen,
 }
 
-/// The smallest prefix whose sum reaches `target`; every block that takes part if none does.
-/// No block weighs 2^`bits` or more.
+/// Of each of the first `bands` bands the smallest prefix whose sum reaches `target`: every block
+/// that takes part if none does. No block of band z weighs 2^`bits`\[z\] or more.
 ///
-/// Bounds close in on the lightest mass that is kept, a bit at a time, until they hold a single
-/// block, or blocks of one mass, of which the first ones complete the prefix.
+/// Bounds close in on the lightest mass that is kept, two bits at a time, until they hold a single
+/// block, or blocks of one mass, of which the first ones complete the prefix. Sums tell how many
+/// they hold: two blocks weigh at least twice the lower bound together, and one, being below the
+/// upper bound, weighs less. The bands are searched side by side.
 #[cube]
 fn heaviest(
     scratch: &mut [u32],
     row: &Row,
     rule: &Rule,
-    z: usize,
     target: u32,
-    bits: u32,
+    bits: Pair,
+    #[comptime] bands: usize,
     #[comptime] search: Search,
     #[comptime] shape: RuleShape,
-) -> Prefix {
-    let start = row.start + z * row.stride;
-    let step = comptime!(shape.lanes as usize);
-    // Of the blocks not lighter than `lightest`, and of those beyond the upper bound.
-    let mut kept = row.causal as u32;
+) -> Prefixes {
+    let by_mass = comptime!(search == Search::Mass);
+    // Of each band: the sum of the blocks not lighter than `lightest`, and of those beyond the upper
+    // bound.
+    let mut kept = Pair::new(row.causal as u32);
     if comptime!(search == Search::Free || search == Search::Chosen) {
-        kept = above(scratch, row, rule, start, 0u32, search, shape).extract(1usize);
-    }
-    let mut heavier = 0u32;
-    let mut beyond = 0u32;
-    let mut lightest = 0u32;
-    let mut bit = bits;
-    while bit > 0u32 && kept > beyond + 1u32 {
-        bit -= 1u32;
-        let bound = lightest | (1u32 << bit);
-        let found = above(scratch, row, rule, start, bound, search, shape);
-        let sum = found.extract(0usize);
-        let count = found.extract(1usize);
-        if sum >= target {
-            lightest = bound;
-            kept = count;
-        } else {
-            heavier = sum;
-            beyond = count;
+        let mut all = 0u32;
+        let mut v = row.lane;
+        while v < row.causal {
+            all += select(takes_part(rule, row, v, scratch[row.start + v], search), 1u32, 0u32);
+            v += comptime!(shape.lanes as usize);
         }
+        kept = Pair::new(sum(all, shape));
     }
-    let tied = kept - beyond;
-    let mut last = row.causal;
-    if tied > 1u32 {
-        let missing = target - heavier.min(target);
-        let each = if comptime!(search == Search::Mass) { lightest } else { 1u32.runtime() };
-        // Weightless blocks never reach a target: all of them stay.
-        let wanted = select(each == 0u32, tied, missing.div_ceil(each.max(1u32)));
-        if wanted < tied {
-            // The index of the tied block number `wanted`.
-            let mut low = 0usize;
-            let mut high = row.causal;
-            while low < high {
-                let middle = (low + high) / 2;
-                let mut count = 0u32;
-                let mut v = row.lane;
-                while v <= middle {
-                    let x = scratch[start + v];
-                    let mass = x & comptime!(SELECTED - 1);
-                    let part = takes_part(rule, row, v, x, search);
-                    count += select(part && mass == lightest, 1u32, 0u32);
-                    v += step;
-                }
-                if sum(count, shape) >= wanted {
-                    high = middle;
-                } else {
-                    low = middle + 1;
+    let mut heavier = Pair::new(0u32);
+    let mut lightest = Pair::new(0u32);
+    let mut bit = bits.extract(0usize);
+    if comptime!(bands == 2) {
+        bit = bit.max(bits.extract(1usize));
+    }
+    bit = (bit + 1u32) / 2u32 * 2u32;
+    let mut open = true;
+    while open && bit > 0u32 {
+        bit -= 2u32;
+        let sums = above(scratch, row, rule, &lightest, bit, bands, search, shape);
+        open = false;
+        #[unroll]
+        for z in 0..bands {
+            // The highest of the three bounds that still reaches the target, 0 if none does.
+            let mut reaches = 0u32;
+            #[unroll]
+            for j in 0..3usize {
+                if sums[z * 3 + j] >= target {
+                    reaches = comptime!(j as u32 + 1).runtime();
                 }
             }
-            last = low;
+            #[unroll]
+            for j in 0..3usize {
+                if reaches == comptime!(j as u32 + 1) {
+                    kept.insert(z, sums[z * 3 + j]);
+                }
+                if reaches == comptime!(j as u32) {
+                    heavier.insert(z, sums[z * 3 + j]);
+                }
+            }
+            lightest.insert(z, lightest.extract(z) | (reaches << bit));
+            let each = if comptime!(by_mass) { lightest.extract(z) } else { 1u32.runtime() };
+            let between = kept.extract(z) - heavier.extract(z);
+            open = open || each == 0u32 || between >= 2u32 * each;
         }
     }
-    // No mass is as heavy as u32::MAX: a target of 0 keeps nothing.
-    let mut prefix = Prefix::new(last as u32);
-    prefix.insert(0usize, select(target == 0u32, u32::MAX, lightest));
-    prefix
+    let mut last = Pair::new(row.causal as u32);
+    #[unroll]
+    for z in 0..bands {
+        let mass = lightest.extract(z);
+        let each = if comptime!(by_mass) { mass } else { 1u32.runtime() };
+        // Weightless blocks never reach a target: all of them stay.
+        if each > 0u32 {
+            let tied = (kept.extract(z) - heavier.extract(z)) / each;
+            let missing = target - heavier.extract(z).min(target);
+            let wanted = missing.div_ceil(each);
+            if tied > 1u32 && wanted < tied {
+                let start = row.start + z * row.stride;
+                last.insert(z, tied_block(scratch, row, rule, start, mass, wanted, search, shape));
+            }
+        }
+        // No mass is as heavy as u32::MAX: a target of 0 keeps nothing.
+        lightest.insert(z, select(target == 0u32, u32::MAX, mass));
+    }
+    Prefixes { lightest, last }
 }
 
-/// Sum and number of the blocks that weigh at least `bound`.
+/// The index of block number `wanted` among those that weigh `mass`.
+#[cube]
+fn tied_block(
+    scratch: &mut [u32],
+    row: &Row,
+    rule: &Rule,
+    start: usize,
+    mass: u32,
+    wanted: u32,
+    #[comptime] search: Search,
+    #[comptime] shape: RuleShape,
+) -> u32 {
+    let mut low = 0usize;
+    let mut high = row.causal;
+    while low < high {
+        let middle = (low + high) / 2;
+        let mut count = 0u32;
+        let mut v = row.lane;
+        while v <= middle {
+            let x = scratch[start + v];
+            let part = takes_part(rule, row, v, x, search);
+            count += select(part && (x & comptime!(SELECTED - 1)) == mass, 1u32, 0u32);
+            v += comptime!(shape.lanes as usize);
+        }
+        if sum(count, shape) >= wanted {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    low as u32
+}
+
+/// What the blocks add that weigh at least each of three bounds, for each band: those of band z are
+/// `lightest`\[z\] with 1, 2 and 3 in the two bits from `bit` on.
 #[cube]
 fn above(
     scratch: &mut [u32],
     row: &Row,
     rule: &Rule,
-    start: usize,
-    bound: u32,
+    lightest: &Pair,
+    bit: u32,
+    #[comptime] bands: usize,
     #[comptime] search: Search,
     #[comptime] shape: RuleShape,
-) -> Vector<u32, Const<2>> {
-    let mut mass_above = 0u32;
-    let mut count = 0u32;
-    let mut v = row.lane;
+) -> Array<u32> {
     let step = comptime!(shape.lanes as usize);
-    let by_mass = comptime!(search == Search::Mass);
-    if comptime!(search == Search::Mass || search == Search::Count) {
-        // Four independent reads at once.
+    let mut sums = Array::<u32>::new(comptime!(bands * 3));
+    #[unroll]
+    for j in 0..bands * 3 {
+        sums[j] = 0u32;
+    }
+    let mut v = row.lane;
+    if comptime!(search == Search::Mass && shape.lanes > 1) {
+        // Independent reads at once.
         while v + 3 * step < row.causal {
             #[unroll]
             for i in 0..4usize {
-                let x = scratch[start + v + i * step];
-                let counts = x >= bound;
-                count += select(counts, 1u32, 0u32);
-                if comptime!(by_mass) {
-                    mass_above += select(counts, x, 0u32);
-                }
+                add_above(
+                    scratch,
+                    row,
+                    rule,
+                    lightest,
+                    bit,
+                    &mut sums,
+                    v + i * step,
+                    bands,
+                    search,
+                );
             }
             v += 4 * step;
         }
     }
     while v < row.causal {
-        let x = scratch[start + v];
-        let mass = x & comptime!(SELECTED - 1);
-        let counts = mass >= bound && takes_part(rule, row, v, x, search);
-        count += select(counts, 1u32, 0u32);
-        if comptime!(by_mass) {
-            mass_above += select(counts, x, 0u32);
-        }
+        add_above(scratch, row, rule, lightest, bit, &mut sums, v, bands, search);
         v += step;
     }
-    let count = sum(count, shape);
-    let mut found = Vector::<u32, Const<2>>::new(count);
-    if comptime!(search == Search::Mass) {
-        found.insert(0usize, sum(mass_above, shape));
+    #[unroll]
+    for j in 0..bands * 3 {
+        sums[j] = sum(sums[j], shape);
     }
-    found
+    sums
+}
+
+/// Adds block `v` where it takes part.
+#[cube]
+fn add_above(
+    scratch: &mut [u32],
+    row: &Row,
+    rule: &Rule,
+    lightest: &Pair,
+    bit: u32,
+    sums: &mut Array<u32>,
+    v: usize,
+    #[comptime] bands: usize,
+    #[comptime] search: Search,
+) {
+    #[unroll]
+    for z in 0..bands {
+        let x = scratch[row.start + z * row.stride + v];
+        #[unroll]
+        for j in 0..3usize {
+            let bound = lightest.extract(z) | (comptime!(j as u32 + 1) << bit);
+            if comptime!(search == Search::Mass) {
+                sums[z * 3 + j] += select(x >= bound, x, 0u32);
+            } else {
+                let heavy = (x & comptime!(SELECTED - 1)) >= bound;
+                let counts = heavy && takes_part(rule, row, v, x, search);
+                sums[z * 3 + j] += select(counts, 1u32, 0u32);
+            }
+        }
+    }
 }
 
 #[cube]
@@ -290,9 +408,9 @@ fn takes_part(rule: &Rule, row: &Row, v: usize, x: u32, #[comptime] search: Sear
 /// The selection of one row, ready to be asked block by block.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Selected {
-    high: Prefix,
-    low: Prefix,
-    extra: Prefix,
+    bands: Prefixes,
+    /// Of the heavier of the bands' masses.
+    extra: Prefixes,
     /// 0: as the bands say. 1: filled up by `extra`. 2: cut to `extra` and the forced blocks.
     change: u32,
 }
@@ -304,18 +422,14 @@ pub(crate) fn select_row(
     scratch: &mut [u32],
     row: &Row,
     rule: &Rule,
-    bits: Vector<u32, Const<2>>,
+    bits: Pair,
     #[comptime] shape: RuleShape,
 ) -> Selected {
     let search = comptime!(if shape.by_mass { Search::Mass } else { Search::Count });
-    let first = bits.extract(0usize);
-    let high = heaviest(scratch, row, rule, 0usize, rule.budget, first, search, shape);
-    let mut low = high;
-    if comptime!(shape.bands == 2) {
-        let second = bits.extract(1usize);
-        low = heaviest(scratch, row, rule, 1usize, rule.budget, second, search, shape);
-    }
-    let mut extra = high;
+    let count = comptime!(shape.bands as usize);
+    let bands = heaviest(scratch, row, rule, rule.budget, bits, count, search, shape);
+    let mut lightest = Pair::new(0u32);
+    let mut last = Pair::new(0u32);
     let mut change = 0u32;
     if comptime!(shape.fill || shape.cut) {
         // The heavier of the bands, marked if selected, in place of the first band.
@@ -326,11 +440,11 @@ pub(crate) fn select_row(
         while v < row.causal {
             let mass = scratch[row.start + v];
             let mut best = mass;
-            let mut kept = holds(high, mass, v);
+            let mut kept = bands.holds(0usize, mass, v);
             if comptime!(shape.bands == 2) {
                 let other = scratch[row.start + row.stride + v];
                 best = best.max(other);
-                kept = kept || holds(low, other, v);
+                kept = kept || bands.holds(1usize, other, v);
             }
             let must = forced(rule, row, v);
             kept = kept || must;
@@ -341,22 +455,29 @@ pub(crate) fn select_row(
         }
         let selected = sum(selected, shape);
         let fixed = sum(fixed, shape);
+        let widest = Pair::new(31u32);
         if comptime!(shape.fill) {
             if selected < rule.min_blocks {
                 let lacking = rule.min_blocks - selected;
-                extra = heaviest(scratch, row, rule, 0usize, lacking, 31u32, Search::Free, shape);
+                let found =
+                    heaviest(scratch, row, rule, lacking, widest, 1usize, Search::Free, shape);
+                lightest = found.lightest;
+                last = found.last;
                 change = 1u32;
             }
         }
         if comptime!(shape.cut) {
             if selected > rule.max_blocks {
                 let room = rule.max_blocks - fixed.min(rule.max_blocks);
-                extra = heaviest(scratch, row, rule, 0usize, room, 31u32, Search::Chosen, shape);
+                let found =
+                    heaviest(scratch, row, rule, room, widest, 1usize, Search::Chosen, shape);
+                lightest = found.lightest;
+                last = found.last;
                 change = 2u32;
             }
         }
     }
-    Selected { high, low, extra, change }
+    Selected { bands, extra: Prefixes { lightest, last }, change }
 }
 
 #[cube]
@@ -375,13 +496,14 @@ impl Selected {
         if comptime!(shape.fill || shape.cut) {
             let kept = x >= SELECTED;
             let mass = x & comptime!(SELECTED - 1);
-            let filled = kept || (self.change == 1u32 && holds(self.extra, mass, v));
-            let stays = must || (kept && holds(self.extra, mass, v));
+            let filled = kept || (self.change == 1u32 && self.extra.holds(0usize, mass, v));
+            let stays = must || (kept && self.extra.holds(0usize, mass, v));
             select(self.change == 2u32, stays, filled)
         } else {
-            let mut kept = holds(self.high, x, v) || must;
+            let mut kept = self.bands.holds(0usize, x, v) || must;
             if comptime!(shape.bands == 2) {
-                kept = kept || holds(self.low, scratch[row.start + row.stride + v], v);
+                let other = scratch[row.start + row.stride + v];
+                kept = kept || self.bands.holds(1usize, other, v);
             }
             kept
         }

@@ -11,7 +11,7 @@ use derive_new::new;
 use prism_core::selection::extent;
 use prism_core::{BlockGrid, SelectionRule};
 
-use super::rule::{Row, RuleShape, select_row, to_masses};
+use super::rule::{Pair, Row, RuleShape, score_bits, select_row, to_masses};
 use super::write::{Line, write_row};
 use super::{SelectNumbers, SelectRung, Selection, numbers, transposed, vector_size};
 use crate::capabilities::Capabilities;
@@ -226,7 +226,7 @@ fn select_second_order<N: Size>(
             lane: unit,
         };
         let rule = numbers.rule();
-        let bits = Vector::<u32, Const<2>>::new(31u32);
+        let bits = Pair::new(31u32);
         let selected = select_row(scratch, &place, &rule, bits, comptime!(shape.rule));
         if comptime!(!shape.alone) {
             sync_cube();
@@ -318,7 +318,7 @@ fn block_masses<N: Size>(
             causal: select(own < count, seen, 0usize),
             lane,
         };
-        to_masses(scratch, &scores, 0usize, comptime!(shape.rule));
+        let _ = to_masses(scratch, &scores, 1usize, comptime!(shape.rule));
         if comptime!(!shape.alone) {
             sync_cube();
         }
@@ -410,7 +410,7 @@ fn score<N: Size>(
         #[unroll]
         for i in 0..planes {
             if i < count {
-                scratch[at.scores + i * k_subs + v] = u32::reinterpret(dots[i]);
+                scratch[at.scores + i * k_subs + v] = score_bits(dots[i]);
             }
         }
         v += comptime!(shape.units);

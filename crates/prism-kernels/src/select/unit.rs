@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::rule::{Row, select_row, to_masses};
+use super::rule::{Row, score_bits, select_row, to_masses};
 use super::write::{Line, write_row};
 use super::{SelectNumbers, SelectProblem, SelectShape, Selection, buffers, masked, vector_size};
 use crate::band_mask::BandMask;
@@ -111,8 +111,7 @@ fn one_row<N: Size>(
     let span = span(lengths, batch, numbers.q_len, numbers.kv_len, comptime!(shape.ragged));
     let causal = span.causal_blocks(row, block);
     let dense = numbers.dense(&span, row, block);
-    let place = Row { start: slot * bands * room, stride: room.runtime(), causal, lane: 0usize };
-    let mut bits = Vector::<u32, Const<2>>::new(31u32);
+    let start = slot * bands * room;
     if !dense && causal > 0 {
         let k_base = (head / numbers.group) * numbers.key_blocks;
         #[unroll]
@@ -137,19 +136,15 @@ fn one_row<N: Size>(
                         dot += q[c] * k_means[(k_base + v) * chunks + c];
                     }
                 }
-                scratch[place.start + i * room + v] = u32::reinterpret(total::<N>(dot));
+                scratch[start + i * room + v] = score_bits(total::<N>(dot));
             }
-            bits.insert(i, to_masses(scratch, &place, i, comptime!(shape.rule)));
         }
     }
     let rule = numbers.rule();
     // Dense and empty rows take the same way, with nothing to search.
-    let searched = Row {
-        start: place.start,
-        stride: place.stride,
-        causal: select(dense, 0usize, causal),
-        lane: 0usize,
-    };
+    let searched =
+        Row { start, stride: room.runtime(), causal: select(dense, 0usize, causal), lane: 0usize };
+    let bits = to_masses(scratch, &searched, bands, comptime!(shape.rule));
     let selected = select_row(scratch, &searched, &rule, bits, comptime!(shape.rule));
     let line = Line { index: line, words_per_row: numbers.words_per_row, causal, dense };
     write_row(words, counts, scratch, &line, &searched, &rule, &selected, comptime!(shape.rule));
