@@ -16,13 +16,10 @@ use prism_kernels::select::{SelectProblem, SelectRung, Selection, select_blocks_
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
-use crate::Gpu;
-use crate::data::{poisoned, read, tensor, value};
+use gpu::Gpu;
+use gpu::data::{Dims, exact, poisoned, random_selection, read, tensor, upload, value};
 
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
-
-/// `[batch, q_heads, kv_heads, q_len, kv_len, head_dim]`.
-type Dims = [usize; 6];
 
 pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut Run) {
     let mut cases: Vec<(Dims, usize, Option<Vec<(usize, usize)>>)> = Vec::new();
@@ -68,49 +65,6 @@ fn grids(dims: Dims, block: usize, lengths: Option<&[(usize, usize)]>) -> Vec<Bl
     let uniform = vec![(q_len, kv_len); batch];
     let pairs = lengths.unwrap_or(&uniform).iter();
     pairs.map(|&(q, kv)| BlockGrid::new(block, q, kv).expect("a block size in range")).collect()
-}
-
-/// Every causal block with probability `density`, the first and the diagonal always.
-pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> BlockSelection {
-    let (rows, key_blocks) = extent(grids);
-    let width = key_blocks.div_ceil(32);
-    let mut words = vec![0u32; grids.len() * heads * rows * width];
-    words.par_chunks_mut(width.max(1)).enumerate().for_each(|(line, words)| {
-        let (grid, row) = (&grids[line / rows / heads], line % rows);
-        if row < grid.rows() {
-            let causal = grid.causal_blocks(row);
-            for v in 0..causal {
-                let chance = value(77, line * key_blocks + v, Element::F32) / 8.0 + 0.5;
-                // The sum of four bytes is near normal: its quantile is close enough.
-                if v == 0 || v + 1 == causal || normal_below(chance, density) {
-                    words[v / 32] |= 1 << (v % 32);
-                }
-            }
-        }
-    });
-    let counts =
-        words.chunks(width.max(1)).map(|row| row.iter().map(|w| w.count_ones()).sum()).collect();
-    BlockSelection::from_words([grids.len(), heads, rows, key_blocks], words, counts)
-        .expect("words of this shape")
-}
-
-/// Whether a value of the hash, scaled to about [0, 1], falls into its lowest `share`.
-fn normal_below(chance: f64, share: f64) -> bool {
-    // Inverse of the logistic approximation of the normal distribution.
-    let z = (chance - 0.5) * 8.0 / 1.15;
-    1.0 / (1.0 + (-1.702 * z).exp()) < share
-}
-
-pub fn upload(gpu: &Gpu, selection: &BlockSelection) -> Selection {
-    let bytes = |x: &[u32]| -> Vec<u8> {
-        if x.is_empty() { vec![0; 4] } else { bytemuck::cast_slice(x).to_vec() }
-    };
-    Selection {
-        words: gpu.client.create_from_slice(&bytes(selection.words())),
-        counts: gpu.client.create_from_slice(&bytes(selection.counts())),
-        rows: selection.shape()[2],
-        words_per_row: selection.words_per_row(),
-    }
 }
 
 fn attention(
@@ -198,45 +152,6 @@ fn sample(grids: &[BlockGrid], heads: usize, q_len: usize) -> Vec<(usize, usize,
     rows.sort_unstable();
     rows.dedup();
     rows
-}
-
-/// Output and LSE of one query in f64.
-pub fn exact(
-    [_, q_heads, kv_heads, q_len, _, dim]: Dims,
-    room: usize,
-    grids: &[BlockGrid],
-    selection: Option<&BlockSelection>,
-    (b, h, i): (usize, usize, usize),
-    scale: f64,
-    element: Element,
-) -> (Vec<f64>, f64) {
-    let grid = &grids[b];
-    let visible = if i < grid.q_len() { grid.visible_keys(i) } else { 0 };
-    let kv_base = (b * kv_heads + h * kv_heads / q_heads) * room;
-    let q_base = ((b * q_heads + h) * q_len + i) * dim;
-    let q: Vec<f64> = (0..dim).map(|c| value(1, q_base + c, element)).collect();
-    let row = visible.checked_sub(1).map(|position| position / grid.block() - grid.first_block());
-    let reads = |j: usize| match (selection, row) {
-        (Some(selection), Some(row)) => selection.contains(b, h, row, j / grid.block()),
-        _ => true,
-    };
-    let keys: Vec<usize> = (0..visible).filter(|&j| reads(j)).collect();
-    let scores: Vec<f64> = keys
-        .iter()
-        .map(|&j| {
-            let base = (kv_base + j) * dim;
-            scale * (0..dim).map(|c| q[c] * value(2, base + c, element)).sum::<f64>()
-        })
-        .collect();
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-    let mut out = vec![0.0; dim];
-    for (&j, score) in keys.iter().zip(&scores) {
-        let weight = (score - max).exp() / total;
-        let base = (kv_base + j) * dim;
-        out.iter_mut().enumerate().for_each(|(c, o)| *o += weight * value(3, base + c, element));
-    }
-    (out, if keys.is_empty() { f64::NEG_INFINITY } else { max + total.ln() })
 }
 
 /// Relative error of all sampled rows, the worst cosine, the worst LSE; `Err` past a limit.

@@ -1,17 +1,16 @@
 //! `runner`: the kernels on a CUDA device, checked against the definition and timed.
 
 mod check;
-mod data;
-mod time;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use cubecl::Device;
-use cubecl::prelude::*;
+use gpu::Gpu;
 use gpu::report::Run;
-use prism_kernels::Capabilities;
+use gpu::time::{self, Budget, Shape};
+use prism_kernels::Element;
 
 #[derive(Parser)]
 struct Arguments {
@@ -58,20 +57,10 @@ enum Task {
     },
 }
 
-/// The device and what is known of it.
-pub struct Gpu {
-    /// Where kernels are launched.
-    pub client: Client,
-    /// What the kernels are chosen by.
-    pub capabilities: Capabilities,
-}
-
 fn main() -> Result<()> {
     let task = Arguments::parse().task;
-    let client = Device::Cuda(Default::default()).client();
-    let capabilities = Capabilities::of(&client);
-    println!("{capabilities:?}");
-    let gpu = Gpu { client, capabilities };
+    let gpu = Gpu::new(Device::Cuda(Default::default()).client());
+    println!("{:?}", gpu.capabilities);
     let mut run = Run {
         gpu: std::env::var("PRISM_GPU").unwrap_or_else(|_| "CUDA".into()),
         command: std::env::args().collect::<Vec<_>>().join(" "),
@@ -86,8 +75,12 @@ fn main() -> Result<()> {
             anyhow::ensure!(failed == 0, "{failed} checks failed");
         }
         Task::Time { seconds, out, million, only, longest } => {
-            let budget = time::Budget { seconds, million, only, longest };
-            time::time(&gpu, &budget, &mut run, |run| write(run, &out))?;
+            let budget = Budget { seconds, million, only, ..Budget::default() };
+            let bf16 = |(k, dim)| Shape::new(32, 8, k * 1024, dim, Element::BF16);
+            let mut shapes = [(32, 128), (128, 128), (8, 128), (32, 64)].map(bf16).to_vec();
+            shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
+            shapes.retain(|shape| shape.len <= longest);
+            time::time(&gpu, &shapes, &budget, &[], &mut run, &mut |run| write(run, &out))?;
         }
     }
     Ok(())

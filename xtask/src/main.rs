@@ -19,8 +19,7 @@ use vulkan::Vulkan;
 const USAGE: &str = "\
 cargo xtask TASK
 
-  test [burn]     set up, then format check, clippy, doc tests, the CUDA kernels without a GPU, all tests;
-                  with burn also Burn's CubeCL backend on its CPU runtime and on WebGPU
+  test            set up, then format check, clippy, doc tests, the CUDA kernels without a GPU, all tests
   setup           only make sure that the machine has what the tests need
   sass [KERNEL]   compile the CUDA kernels without a GPU: registers, spills, instructions; of KERNEL
                   also the main loop's machine code, into target/sass
@@ -28,17 +27,14 @@ cargo xtask TASK
   fetch           fetch the model of the tests and the demo, and print its path
   bless           rewrite what the documentation generates from code: --help texts, the support table";
 
-/// What is checked and how: the kernels on CubeCL's CPU runtime and on WebGPU, which need no GPU. The
-/// same features everywhere, so that nothing is built twice.
-const CHECKED: [&str; 3] = ["--workspace", "--features", "prism-kernels/wgpu"];
-/// Likewise, and Burn's CubeCL backend on these runtimes: `cargo xtask test burn`, which builds much
-/// longer.
-const CHECKED_WITH_BURN: [&str; 3] = ["--workspace", "--features", "prism-kernels/wgpu,tests/cube"];
+/// What is checked and how: the kernels, and Burn on them, on CubeCL's CPU runtime and on WebGPU, which
+/// need no GPU. The same features everywhere, so that nothing is built twice.
+const CHECKED: [&str; 3] = ["--workspace", "--features", "tests/cube,gpu/emit"];
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map_or("", String::as_str) {
-        "test" => test(args.get(1).map(String::as_str)),
+        "test" => test(),
         "setup" => set_up().map(|_| ()),
         "sass" => sass::show(args.get(1).map(String::as_str)),
         "gpu-bundle" => bundle::make(&args[1..]),
@@ -72,22 +68,17 @@ fn set_up() -> Result<Machine> {
     Ok(Machine { model, vulkan })
 }
 
-fn test(more: Option<&str>) -> Result<()> {
+fn test() -> Result<()> {
     let start = Instant::now();
-    let checked = match more {
-        None => CHECKED,
-        Some("burn") => CHECKED_WITH_BURN,
-        Some(other) => bail!("no part {other} of the tests: burn, or nothing"),
-    };
     let machine = set_up()?;
     let tests = |args: &[&str]| {
         let mut command = cargo();
-        command.args(args).args(checked).env("PRISM_MODEL", &machine.model);
+        command.args(args).args(CHECKED).env("PRISM_MODEL", &machine.model);
         machine.vulkan.apply(&mut command);
         command
     };
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().arg("clippy").args(checked).args(["--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo().arg("clippy").args(CHECKED).args(["--all-targets", "--", "-D", "warnings"]))?;
     run(&mut tests(&["test", "--doc"]))?;
     sass::check()?;
     // Last, so that the runner's own closing line ends the output.

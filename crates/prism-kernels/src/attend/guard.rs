@@ -39,19 +39,17 @@ pub(super) fn clean<E: Float, N: Size>(
         let (row, column) = (slot / chunks, slot % chunks);
         let at = base + row * pitch + column;
         let values = Vector::<f32, N>::cast_from(tile[at]);
-        // 0 unless a value is bad: NaN then.
-        let zeros = values * Vector::new(0.0f32);
-        let mut sum = 0.0f32;
+        let mut any = false;
         #[unroll]
         for e in 0..WIDE {
-            sum += zeros.extract(e);
+            any = any || bad(values.extract(e));
         }
-        if sum != 0.0f32 {
+        if any {
             let position = (start + row) as u32;
             let mut cleaned = tile[at];
             #[unroll]
             for e in 0..WIDE {
-                if zeros.extract(e) != 0.0f32 {
+                if bad(values.extract(e)) {
                     cleaned.insert(e, E::from_int(0));
                     spoilt[column * WIDE + e].fetch_min(position);
                 }
@@ -61,6 +59,12 @@ pub(super) fn clean<E: Float, N: Size>(
         }
         slot += units;
     }
+}
+
+/// By its bits: compilers may take a product with 0 for 0.
+#[cube]
+fn bad(x: f32) -> bool {
+    u32::reinterpret(x) & 0x7f80_0000u32 == 0x7f80_0000u32
 }
 
 /// Two neighbouring elements of the output of the query at `position`, from dim `c` on: NaN where it

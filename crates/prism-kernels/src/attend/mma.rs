@@ -459,7 +459,9 @@ fn attend_tile<E: Float, N: Size, P: Size>(
                 highest = highest.max(plane_shuffle_xor(highest, 2u32));
                 if plane_any(highest > max[r]) {
                     let risen = (reference(max[r]) - reference(highest)) * factor;
-                    let shrink = exp2(risen, asynchronous);
+                    // Nothing yet, and 2^risen may be infinite: 0 · ∞.
+                    let first_seen = max[r] == nothing();
+                    let shrink = select(first_seen, 0.0f32, exp2(risen, asynchronous));
                     total[r] *= shrink;
                     #[unroll]
                     for n in 0..dim_tiles {
