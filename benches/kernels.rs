@@ -24,7 +24,7 @@ mod on_devices {
     use clap::Parser;
     use gpu::Gpu;
     use gpu::report::Run;
-    use gpu::time::{Budget, Peer, Shape, time};
+    use gpu::time::{Budget, Call, Peer, Shape, time};
     use prism_kernels::Element;
 
     /// Bytes of scores that Burn's attention may take: where its flash kernel can't run, and while it
@@ -121,7 +121,7 @@ mod on_devices {
             ..Run::default()
         };
         let out = arguments.out.join(name);
-        time(gpu, &shapes, &budget, &peers, &mut run, &mut |_| Ok(()))?;
+        time(gpu, &shapes, &budget, &peers, &mut run, &mut |run| run.write(&out))?;
         run.write(&out)?;
         println!("{}", run.markdown());
         println!("table.md, records.csv, run.json and plots are in {}", out.display());
@@ -131,7 +131,7 @@ mod on_devices {
     /// Burn's own attention of random Q, K and V, K and V repeated for the heads of a group: it takes
     /// as many heads of each, and its flash kernel only the default scale and lengths that its tiles
     /// divide, which ours here do.
-    fn burns(shape: &Shape, device: &Device) -> Result<Box<dyn Fn()>> {
+    fn burns(shape: &Shape, device: &Device) -> Result<Call> {
         let dtype = match shape.element {
             Element::F32 => DType::F32,
             Element::F16 => DType::F16,

@@ -2,13 +2,14 @@
 # Checks and times the kernels on a GPU machine, beside their peers, from what `cargo xtask gpu-bundle`
 # packed.
 #
-#   gpu/run.sh check      the kernels against the oracle
+#   gpu/run.sh check      the kernels against the oracle, and the tests of the tensor functions
 #   gpu/run.sh time       timings, peers before and after, one report
-#   gpu/run.sh all        both
+#   gpu/run.sh bench      every rung beside Burn's attention
+#   gpu/run.sh all        all three
 #   gpu/run.sh sanitize   small checks under compute-sanitizer's memcheck and racecheck
 #
-# Results go to $OUT: run.json, table.md, records.csv, latency.svg, breakdown.svg, run.log. Budgets in
-# seconds: CHECK_SECONDS, TIME_SECONDS, PEER_SECONDS (a pass). PEERS=0 leaves the peers out;
+# Results go to $OUT: run.json, table.md, records.csv, latency.svg, breakdown.svg, run.log, and bench/. Budgets
+# in seconds: CHECK_SECONDS, TIME_SECONDS, BENCH_SECONDS, PEER_SECONDS (a pass); processes at once: JOBS. PEERS=0 leaves the peers out;
 # RUNNER_ARGS goes to `runner time`, PEER_ARGS to peers.py; BUNDLE and WORK name the folder of the
 # archives and the folder they are unpacked in.
 set -euo pipefail
@@ -82,8 +83,50 @@ failed=0
 sanitizer=()
 part() { "$@" || { echo "failed ($?): $*"; failed=1; }; }
 
+# parallel SECONDS COMMAND...: once for each job, which finds its number and how many there are in $job and
+# $jobs. Compiling kernels is most of the time of a check, and goes on in as many processes as there are.
+jobs=${JOBS:-$(nproc)}
+parallel() {
+    local limit=$(($1 + 60)) pids=() job
+    shift
+    for job in $(seq 0 $((jobs - 1))); do
+        job=$job jobs=$jobs limit=$limit "$@" > "$parts/job-$job.log" 2>&1 &
+        pids+=($!)
+    done
+    for job in "${!pids[@]}"; do
+        # Each on its own: all are waited for, and each failure is shown.
+        wait "${pids[$job]}" || { tail -n 20 "$parts/job-$job.log"; failed=1; }
+    done
+}
+
+check_part() {
+    timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" "${sanitizer[@]}" \
+        "$work/bin/runner" check "$@" --shard "$job" --shards "$jobs" --out "$parts/check-$job.json"
+}
+
+tests_part() {
+    local names
+    mapfile -t names < <(awk "NR % $jobs == $job" "$parts/names")
+    [ ${#names[@]} -eq 0 ] || timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" \
+        "$work/bin/tests" --test-threads 1 --exact "${names[@]}"
+}
+
 check() {
-    part runner "${CHECK_SECONDS:-150}" check --out "$parts/check.json"
+    parallel "${CHECK_SECONDS:-150}" check_part
+    [ -e "$work/bin/tests" ] || return 0
+    export PRISM_TEST_DEVICES=cuda PRISM_FIXTURES=$work/fixtures
+    # Neither those of the model, which a bundle may lack, nor those of the documentation.
+    env LD_LIBRARY_PATH="$libraries" "$work/bin/tests" --list --format terse |
+        sed -n 's/: test$//p' | grep -v -e '^smollm2' -e '^docs_match' > "$parts/names"
+    parallel "${CHECK_SECONDS:-150}" tests_part
+    cat "$parts"/job-*.log > "$out/tests.log"
+    grep -c '^test .* ok$' "$out/tests.log" | sed 's/$/ tests passed/'
+    grep '^test .* FAILED$' "$out/tests.log" || true
+}
+
+bench() {
+    part limited "${BENCH_SECONDS:-120}" env LD_LIBRARY_PATH="$libraries" "$work/bin/kernels" \
+        --seconds "${BENCH_SECONDS:-120}" --out "$out/bench"
 }
 
 peers() {
@@ -104,7 +147,7 @@ measure() {
 
 report() {
     local found=()
-    for file in "$parts"/{check,time,peers-before,peers-after}.json; do
+    for file in "$parts"/check-*.json "$parts"/{time,peers-before,peers-after}.json; do
         [ -e "$file" ] && found+=("$file")
     done
     if [ ${#found[@]} -gt 0 ] && ! "$work/bin/report" merge "$out" "${found[@]}"; then
@@ -117,7 +160,9 @@ report() {
 sanitize() {
     for tool in memcheck racecheck; do
         sanitizer=(compute-sanitizer --tool "$tool" --error-exitcode 1)
-        part runner "${CHECK_SECONDS:-150}" check --small --out "$parts/$tool.json"
+        echo "$tool"
+        parallel "${CHECK_SECONDS:-150}" check_part --small
+        grep -h -e 'ERROR SUMMARY' -e 'RACECHECK SUMMARY' "$parts"/job-*.log | sort | uniq -c
     done
 }
 
@@ -131,8 +176,9 @@ cd "$work"
 case $task in
     check) check; report ;;
     time) measure; report ;;
-    all) check; measure; report ;;
+    bench) bench ;;
+    all) check; measure; report; bench ;;
     sanitize) sanitize ;;
-    *) echo "no task $task: check, time, all or sanitize"; exit 2 ;;
+    *) echo "no task $task: check, time, bench, all or sanitize"; exit 2 ;;
 esac
 exit $failed

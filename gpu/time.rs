@@ -74,13 +74,16 @@ pub struct Shape {
     pub element: Element,
 }
 
+/// A call that is ready to be made, again and again.
+pub type Call = Box<dyn Fn()>;
+
 /// Another's dense attention: a name, and a function that calls it for Q, K and V of a shape, or
 /// says why it can't.
 pub struct Peer<'a> {
     /// Name in the report.
     pub name: &'a str,
     /// Prepares a call; what it returns does the call and waits for it to be under way.
-    pub prepare: &'a dyn Fn(&Shape) -> Result<Box<dyn Fn()>>,
+    pub prepare: &'a dyn Fn(&Shape) -> Result<Call>,
 }
 
 /// Takes times, as long as the budget lasts.
@@ -219,6 +222,9 @@ pub fn time(
         layer.estimate(&mut clock, run, &mut add)?;
         layer.second_order(&mut clock, run, &mut add)?;
         layer.attend(&mut clock, run, &mut add)?;
+    }
+    // After all of ours: another's may take any time to get under way.
+    for shape in shapes {
         for peer in peers {
             match (peer.prepare)(shape) {
                 Err(reason) => {

@@ -6,13 +6,13 @@ use gpu::report::{Check, Run};
 use prism_core::bands::{BandRule, Bands};
 use prism_core::selection::extent;
 use prism_core::{AttentionShape, Side};
-use prism_core::{BlockGrid, BlockSelection, Budget, Calibration, Rope, SelectionRule, oracle};
+use prism_core::{BlockGrid, Budget, Calibration, Rope, SelectionRule, oracle};
 use prism_kernels::attend::{AttendProblem, AttendRung, Attended, attend_into};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::pool::{pool, pool_one};
 use prism_kernels::schedule::schedule;
-use prism_kernels::select::{SelectProblem, SelectRung, Selection, select_blocks_on};
+use prism_kernels::select::{SelectProblem, SelectRung, select_blocks_on};
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 

@@ -76,7 +76,7 @@ fn main() -> Result<()> {
         }
         Task::Time { seconds, out, million, only, longest } => {
             let budget = Budget { seconds, million, only, ..Budget::default() };
-            let bf16 = |(k, dim)| Shape::new(32, 8, k * 1024, dim, Element::BF16);
+            let bf16 = |(k, dim): (usize, usize)| Shape::new(32, 8, k * 1024, dim, Element::BF16);
             let mut shapes = [(32, 128), (128, 128), (8, 128), (32, 64)].map(bf16).to_vec();
             shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
             shapes.retain(|shape| shape.len <= longest);

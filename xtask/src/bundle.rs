@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{apt, cargo, llvm, model, python, root, run, target};
+use crate::{apt, cargo, llvm, model, python, root, run};
 
 /// The largest archive made, in bytes: what is carried to a machine is limited.
 const LIMIT: u64 = 40_000_000;
@@ -16,14 +17,25 @@ const PEERS: [&str; 1] = ["fa3-fwd==0.0.3"];
 
 /// The task's part of the usage text.
 pub const USAGE: &str = "  gpu-bundle      pack the programs of a GPU machine, and what they read, into .gpu/bundle.tar.xz:
-                  --features cuda,cuda-cpp   of the build
-                  --programs runner,prism    which, both unless set
+                  --features cuda-cpp        of the build: cuda for CubeCL's LLVM compiler
+                  --profile release          of the build
+                  --programs runner,tests,kernels,prism   which, all unless set
                   --bare                     without the fixtures: run.sh takes the checkout's
                   --model                    with the model of the demo
                   --peers                    and FlashAttention-3 into .gpu/peers.tar.xz";
 
+/// Programs: name, package, and what selects the target in cargo.
+const PROGRAMS: [(&str, &str, [&str; 2]); 5] = [
+    ("runner", "gpu", ["--bin", "runner"]),
+    ("report", "gpu", ["--bin", "report"]),
+    ("tests", "tests", ["--test", "tests"]),
+    ("kernels", "benches", ["--bench", "kernels"]),
+    ("prism", "prism-cli", ["--bin", "prism"]),
+];
+
 struct Options {
     features: String,
+    profile: String,
     programs: Vec<String>,
     bare: bool,
     model: bool,
@@ -33,8 +45,9 @@ struct Options {
 impl Options {
     fn parse(args: &[String]) -> Result<Self> {
         let mut options = Self {
-            features: "cuda,cuda-cpp".into(),
-            programs: vec!["runner".into(), "prism".into()],
+            features: "cuda-cpp".into(),
+            profile: "release".into(),
+            programs: PROGRAMS.iter().map(|(name, ..)| name.to_string()).collect(),
             bare: false,
             model: false,
             peers: false,
@@ -44,6 +57,7 @@ impl Options {
             let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
                 "--features" => options.features = value()?.clone(),
+                "--profile" => options.profile = value()?.clone(),
                 "--programs" => {
                     options.programs = value()?.split(',').map(str::to_string).collect();
                 }
@@ -82,25 +96,49 @@ pub fn make(args: &[String]) -> Result<()> {
     pack(staged.path(), &folder.join("bundle.tar.xz"))
 }
 
-/// Puts the programs, and the program that makes the report, into `folder`.
+/// Puts the programs, and the one that makes the report, into `folder`.
 fn build(options: &Options, folder: &Path) -> Result<()> {
-    let mut programs = vec!["report"];
-    programs.extend(options.programs.iter().map(String::as_str));
+    if let Some(name) = options.programs.iter().find(|name| !PROGRAMS.iter().any(|p| p.0 == *name))
+    {
+        let names = PROGRAMS.map(|(name, ..)| name).join(", ");
+        bail!("no program {name:?}; there are {names}");
+    }
+    let asked = |name: &str| name == "report" || options.programs.iter().any(|asked| asked == name);
     eprintln!("LLVM: {}", llvm::set_up()?);
     let mut command = cargo();
-    command.args(["build", "--release", "--features", &options.features]);
-    for program in &programs {
-        let package = if *program == "prism" { "prism-cli" } else { "gpu" };
-        command.args(["--package", package, "--bin", program]);
+    command.args(["build", "--message-format", "json-render-diagnostics"]);
+    command.args(["--profile", &options.profile]);
+    let programs: Vec<_> = PROGRAMS.iter().filter(|(name, ..)| asked(name)).collect();
+    for (_, package, target) in &programs {
+        command.args(["--package", package]).args(target);
+        let features = options.features.split(',').map(|feature| format!("{package}/{feature}"));
+        command.args(["--features", &features.collect::<Vec<_>>().join(",")]);
     }
-    run(&mut command)?;
-    for program in programs {
-        let place = folder.join(program);
-        copy(&target()?.join("release").join(program), &place)?;
+    eprintln!("$ {command:?}");
+    let output = command.current_dir(root()?).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        bail!("the programs can't be built: {}", output.status);
+    }
+    // The name of a test's or a benchmark's file ends in a hash that only cargo knows.
+    for (name, _, [kind, _]) in programs {
+        let built = executable(&output.stdout, name, &kind[2..])
+            .with_context(|| format!("cargo says nothing of a program {name}"))?;
+        let place = folder.join(name);
+        copy(&built, &place)?;
         // Not the profile's `strip`: that would build everything again.
         run(Command::new("strip").arg(&place))?;
     }
     Ok(())
+}
+
+/// The file of a target, from cargo's messages.
+fn executable(messages: &[u8], name: &str, kind: &str) -> Option<PathBuf> {
+    let messages = messages.split(|&byte| byte == b'\n');
+    messages.filter_map(|line| serde_json::from_slice::<Value>(line).ok()).find_map(|message| {
+        let target = &message["target"];
+        let found = target["name"] == name && target["kind"][0] == kind;
+        message["executable"].as_str().filter(|_| found).map(PathBuf::from)
+    })
 }
 
 /// Copies a file or a folder, making the folders above it.

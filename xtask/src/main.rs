@@ -29,7 +29,8 @@ cargo xtask TASK
 
 /// What is checked and how: the kernels, and Burn on them, on CubeCL's CPU runtime and on WebGPU, which
 /// need no GPU. The same features everywhere, so that nothing is built twice.
-const CHECKED: [&str; 3] = ["--workspace", "--features", "tests/cube,gpu/emit"];
+const CHECKED: [&str; 3] =
+    ["--workspace", "--features", "tests/cube,prism-cli/cpu,prism-cli/wgpu,gpu/emit"];
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();

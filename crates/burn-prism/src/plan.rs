@@ -46,7 +46,8 @@ impl Kernel {
     pub fn crossover(self) -> Option<usize> {
         match self {
             Self::Flex => Some(FLEX_CROSSOVER),
-            Self::CubeUnit | Self::CubePlane | Self::CubeMma => Some(CUBE_CROSSOVER),
+            Self::CubeUnit | Self::CubePlane => Some(CUBE_CROSSOVER),
+            Self::CubeMma => Some(CUBE_MMA_CROSSOVER),
             Self::TensorOps => None,
         }
     }
@@ -89,8 +90,12 @@ pub struct Plan {
 /// `docs/performance.md`.
 pub const FLEX_CROSSOVER: usize = 1024;
 
-/// The same with the CubeCL kernels: see `docs/performance.md`.
-pub const CUBE_CROSSOVER: usize = 4096;
+/// The same with the CubeCL kernels on tensor cores, whose dense attention is quick enough for pooling
+/// and selecting to count.
+pub const CUBE_MMA_CROSSOVER: usize = 4096;
+
+/// The same with the other CubeCL kernels.
+pub const CUBE_CROSSOVER: usize = 2048;
 
 /// Plans a call of [`prism_attention`](crate::prism_attention) of `shape` on `device` without
 /// running anything. It takes the path that the call itself would take.

@@ -10,6 +10,7 @@
 #![allow(
     clippy::collapsible_if,
     clippy::identity_op,
+    clippy::manual_checked_ops,
     clippy::manual_is_multiple_of,
     clippy::needless_range_loop,
     clippy::too_many_arguments

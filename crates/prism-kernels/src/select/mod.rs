@@ -6,7 +6,9 @@
 
 mod plane;
 mod rule;
+mod search;
 mod second_order;
+mod sub_blocks;
 mod unit;
 mod write;
 
