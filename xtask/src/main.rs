@@ -114,8 +114,7 @@ fn demo() -> Result<()> {
 }
 
 fn bless() -> Result<()> {
-    let tests = ["--package", "prism-cli", "--package", "tests"];
-    run(cargo().arg("test").args(tests).args(["bless_"]).env("PRISM_BLESS", "1"))
+    run(cargo().arg("test").args(CHECKED).arg("bless_").env("PRISM_BLESS", "1"))
 }
 
 /// The root of the repository.
