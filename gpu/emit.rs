@@ -7,13 +7,16 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use cubecl::Device;
 use prism_core::bands::{BandRule, Bands};
-use prism_core::{BlockGrid, Calibration, Rope, SelectionRule};
+use prism_core::{BlockGrid, Calibration, Rope, SelectionRule, Side};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
+use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
-use prism_kernels::pool::pool;
-use prism_kernels::select::{SelectProblem, select_blocks};
+use prism_kernels::pool::{pool, pool_one};
+use prism_kernels::select::{
+    SecondOrderProblem, SelectProblem, SelectRung, select_blocks, select_by_second_order,
+};
 use prism_kernels::{Element, Operand};
 
 #[derive(Parser)]
@@ -83,6 +86,28 @@ fn kernels(
         );
         select_blocks(client, &capabilities, &problem);
     });
+    let by_second_order = sources(|| {
+        let (subs, shape) = ([32, 16], [heads, kv_heads, dim]);
+        let [q_grids, k_grids] = subs.map(|sub| grids.map(|grid| grid.subdivided(sub)));
+        let q_subs = pool_one(client, &capabilities, &q, &q_grids, Side::Queries);
+        let k_subs = pool_moments(client, &capabilities, &k, &k_grids);
+        let problem = SecondOrderProblem::new(
+            &q_subs.means,
+            &k_subs.means,
+            &k_subs.variances,
+            shape,
+            &grids,
+            subs,
+            &rule,
+            false,
+        );
+        select_by_second_order(client, &capabilities, &problem, SelectRung::Plane);
+    });
+    // Some of its kernels are of the other way too, in another shape.
+    for (name, source) in by_second_order {
+        let shared = all.iter().any(|(other, _)| *other == name);
+        all.push((if shared { format!("{name}_second_order") } else { name }, source));
+    }
     for rung in [AttendRung::Plane, AttendRung::Mma] {
         let problem = AttendProblem::new(&q, &k, &v, &grids, None, None, 0.1, true);
         if rung.check(&capabilities, &problem).is_ok() {

@@ -2,14 +2,12 @@
 //! `cargo xtask bless` rewrites them.
 
 use std::path::Path;
-
-use assert_cmd::Command;
+use std::process::Command;
 
 const COMMANDS: [&str; 6] = ["", "run", "ppl", "compare", "plan", "doctor"];
 
 fn prism(args: &[&str]) -> (bool, String, String) {
-    let mut command = Command::cargo_bin("prism").unwrap();
-    let output = command.args(args).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_prism")).args(args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
