@@ -15,7 +15,7 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
 use prism_kernels::pool::{pool, pool_one};
 use prism_kernels::select::{
-    SecondOrderProblem, SelectProblem, SelectRung, select_blocks, select_by_second_order,
+    SecondOrderProblem, SelectProblem, SelectRung, select_blocks_on, select_by_second_order,
 };
 use prism_kernels::{Element, Operand};
 
@@ -84,7 +84,11 @@ fn kernels(
             &rule,
             false,
         );
-        select_blocks(client, &capabilities, &problem);
+        for rung in SelectRung::LADDER {
+            if rung.runs(&capabilities, &problem) {
+                select_blocks_on(client, &capabilities, &problem, rung);
+            }
+        }
     });
     let by_second_order = sources(|| {
         let (subs, shape) = ([32, 16], [heads, kv_heads, dim]);
@@ -101,7 +105,7 @@ fn kernels(
             &rule,
             false,
         );
-        select_by_second_order(client, &capabilities, &problem, SelectRung::Plane);
+        select_by_second_order(client, &capabilities, &problem);
     });
     // Some of its kernels are of the other way too, in another shape.
     for (name, source) in by_second_order {

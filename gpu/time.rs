@@ -18,7 +18,8 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{pool, pool_one};
 use prism_kernels::schedule::schedule;
 use prism_kernels::select::{
-    SecondOrderProblem, SelectProblem, SelectRung, select_blocks_on, select_by_second_order,
+    SecondOrderProblem, SelectProblem, SelectRung, select_blocks, select_blocks_on,
+    select_by_second_order,
 };
 use prism_kernels::{Element, Operand};
 
@@ -274,13 +275,6 @@ impl<'a> Layer<'a> {
         })
     }
 
-    /// Which rungs of selection the device runs.
-    fn select_rungs(&self) -> Vec<(SelectRung, &'static str)> {
-        let mut rungs = vec![(SelectRung::Unit, "unit")];
-        rungs.extend(self.gpu.capabilities.plane.map(|_| (SelectRung::Plane, "plane")));
-        rungs
-    }
-
     /// Pool, calibrate, select, schedule.
     fn estimate(&self, clock: &mut Clock, run: &mut Run, add: &mut Add) -> Result<()> {
         let (Gpu { client, capabilities }, shape, grids) = (self.gpu, &self.shape, &self.grids);
@@ -309,20 +303,22 @@ impl<'a> Layer<'a> {
         // Rows that read everything are scored and not searched.
         let unsearched = SelectionRule { dense_last_blocks: usize::MAX, ..rule };
         let scored = SelectProblem { rule: &unsearched, ..problem.clone() };
-        for (rung, name) in self.select_rungs() {
+        for rung in SelectRung::LADDER {
+            if !rung.runs(capabilities, &problem) {
+                continue;
+            }
             for (what, problem) in [("score", &scored), ("select", &problem)] {
                 let select = || drop(select_blocks_on(client, capabilities, problem, rung));
                 // The unit rung scores only rows that it searches.
                 if what == "score" && rung == SelectRung::Unit {
                     continue;
                 }
-                if let Some(time) = clock.time(shape, what, name, &select)? {
-                    add(run, shape.record(what, name, 1.0, time))?;
+                if let Some(time) = clock.time(shape, what, &rung.to_string(), &select)? {
+                    add(run, shape.record(what, &rung.to_string(), 1.0, time))?;
                 }
             }
         }
-        let best = SelectRung::best(capabilities);
-        let selected = select_blocks_on(client, capabilities, &problem, best);
+        let selected = select_blocks(client, capabilities, &problem);
         let (in_order, key_blocks) = ([1, q_heads, kv_heads], extent(grids).1);
         let ordered = || drop(schedule(client, capabilities, &selected, in_order, key_blocks));
         if let Some(time) = clock.time(shape, "schedule", "unit", &ordered)? {
@@ -358,8 +354,7 @@ impl<'a> Layer<'a> {
             &rule,
             false,
         );
-        let rung = SelectRung::best(capabilities);
-        let select = || drop(select_by_second_order(client, capabilities, &problem, rung));
+        let select = || drop(select_by_second_order(client, capabilities, &problem));
         if let Some(time) = clock.time(shape, "select", "second order", &select)? {
             add(run, shape.record("select", "second order", 1.0, time))?;
         }

@@ -250,7 +250,10 @@ fn rule(gpu: &Gpu, run: &mut Run) {
                 rule,
                 false,
             );
-            for rung in [SelectRung::Plane, SelectRung::Unit] {
+            for rung in SelectRung::LADDER {
+                if !rung.runs(capabilities, &problem) {
+                    continue;
+                }
                 let got = select_blocks_on(client, capabilities, &problem, rung);
                 let bytes = client.read_one(got.words.clone()).expect("the kernel ran");
                 let words: &[u32] = bytemuck::cast_slice(&bytes);

@@ -1,6 +1,7 @@
 //! What a device can do, read once on the host: kernels are chosen from this, never by trial.
 
 use cubecl::features::{MmaConfig, Plane};
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use serde::Serialize;
 
@@ -16,6 +17,8 @@ pub struct Capabilities {
     pub mma_f16: bool,
     /// Likewise for bf16.
     pub mma_bf16: bool,
+    /// Whether tensor cores multiply TF32 by `mma` m16n8k8.
+    pub mma_tf32: bool,
     /// Whether global memory can be copied to shared memory asynchronously. On CUDA also what
     /// tells CubeCL's C++ compiler, which takes inline PTX, from its LLVM one, which doesn't.
     pub copy_async: bool,
@@ -36,6 +39,7 @@ impl Capabilities {
         let (features, hardware) = (&properties.features, &properties.hardware);
         let fixed = hardware.plane_size_min == hardware.plane_size_max;
         let planes = fixed && hardware.plane_size_min > 1 && features.plane.contains(Plane::Ops);
+        let warps = planes && hardware.plane_size_min == 32;
         let mma = |element: Element| {
             let ab = element.elem_type();
             let config = MmaConfig {
@@ -46,15 +50,22 @@ impl Capabilities {
                 n: 8,
                 k: 16,
             };
-            planes
-                && hardware.plane_size_min == 32
-                && features.matmul.mma.contains(&config)
-                && features.matmul.ldmatrix.contains(&ab)
+            warps && features.matmul.mma.contains(&config) && features.matmul.ldmatrix.contains(&ab)
+        };
+        let tf32 = ElemType::Float(FloatKind::TF32);
+        let mma_tf32 = MmaConfig {
+            a_type: tf32,
+            b_type: tf32,
+            cd_type: Element::F32.elem_type(),
+            m: 16,
+            n: 8,
+            k: 8,
         };
         Self {
             plane: planes.then_some(hardware.plane_size_min),
             mma_f16: mma(Element::F16),
             mma_bf16: mma(Element::BF16),
+            mma_tf32: warps && features.matmul.mma.contains(&mma_tf32),
             copy_async: features.copy_async,
             shared_memory: hardware.max_shared_memory_size,
             units: hardware.max_units_per_cube,

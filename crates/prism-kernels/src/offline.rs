@@ -45,6 +45,7 @@ pub fn hopper() -> Capabilities {
         plane: Some(32),
         mma_f16: true,
         mma_bf16: true,
+        mma_tf32: true,
         copy_async: true,
         shared_memory: 232_448,
         units: 1024,

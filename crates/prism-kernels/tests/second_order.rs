@@ -7,7 +7,7 @@ use prism_core::second_order::SubBlocks;
 use prism_core::selection::extent;
 use prism_core::{BlockGrid, BlockSelection, Budget, SelectionRule, oracle};
 use prism_kernels::moments::pool_moments;
-use prism_kernels::select::{SecondOrderProblem, SelectRung, select_by_second_order};
+use prism_kernels::select::{SecondOrderProblem, SelectRung, select_by_second_order_on};
 use support::*;
 
 fn divided(problem: &Problem, sub: usize) -> Vec<BlockGrid> {
@@ -100,7 +100,8 @@ fn do_kernels_select_by_second_order_what_the_rule_selects() {
                     let mut rungs = vec![SelectRung::Unit];
                     rungs.extend(capabilities.plane.map(|_| SelectRung::Plane));
                     for rung in rungs {
-                        let got = select_by_second_order(client, capabilities, &problem_on, rung);
+                        let got =
+                            select_by_second_order_on(client, capabilities, &problem_on, rung);
                         let (rows, key_blocks) = extent(grids);
                         let got = BlockSelection::from_words(
                             [shape.batch, shape.q_heads, rows, key_blocks],

@@ -126,9 +126,8 @@ fn do_kernels_select_what_the_rule_selects() {
                         calibration,
                         &rule,
                     );
-                    let mut rungs = vec![SelectRung::Unit];
-                    rungs.extend(capabilities.plane.map(|_| SelectRung::Plane));
-                    for rung in rungs {
+                    let runs = |rung: &SelectRung| rung.runs(capabilities, &select);
+                    for rung in SelectRung::LADDER.into_iter().filter(runs) {
                         let got = select_blocks_on(client, capabilities, &select, rung);
                         let got = BlockSelection::from_words(
                             [shape.batch, shape.q_heads, rows, key_blocks],
@@ -191,9 +190,8 @@ fn do_equal_scores_select_equal_blocks_bit_for_bit() {
                     &rule,
                     false,
                 );
-                let mut rungs = vec![SelectRung::Unit];
-                rungs.extend(capabilities.plane.map(|_| SelectRung::Plane));
-                for rung in rungs {
+                let runs = |rung: &SelectRung| rung.runs(capabilities, &select);
+                for rung in SelectRung::LADDER.into_iter().filter(runs) {
                     let got = select_blocks_on(client, capabilities, &select, rung);
                     let what = format!("{name} {rung:?}, {}, {rule:?}", problem.name);
                     assert_eq!(integers(client, &got.words), want.words(), "{what}");

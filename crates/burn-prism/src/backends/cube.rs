@@ -18,7 +18,7 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{Pooled, energies, pool, pool_one};
 use prism_kernels::schedule::{count_blocks, schedule};
 use prism_kernels::select::{
-    SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks, select_by_second_order,
+    SecondOrderProblem, SelectProblem, Selection, select_blocks, select_by_second_order,
 };
 use prism_kernels::{Capabilities, Element, Operand};
 
@@ -130,8 +130,7 @@ impl PrismBackend for CubeBackend {
             params.more_follows,
         );
         let capabilities = Capabilities::of(&q.client);
-        let rung = SelectRung::best(&capabilities);
-        let selection = select_by_second_order(&q.client, &capabilities, &problem, rung);
+        let selection = select_by_second_order(&q.client, &capabilities, &problem);
         outputs(&q, selection, q_heads, &params.grids)
     }
 

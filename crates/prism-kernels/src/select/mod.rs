@@ -1,9 +1,11 @@
 //! Selection: which key blocks each query block reads, from pooled vectors alone (paper §3.3).
 //!
-//! Scores, softmax and the rule run in one launch. The paper's scores: [`plane`] gives a plane to
-//! each row and shares the keys among a tile of rows; [`unit`] gives a unit to each row.
+//! Scores, softmax and the rule run in one launch. The paper's scores: [`mma`] takes them on tensor
+//! cores; [`plane`] gives a plane to each row and shares the keys among a tile of rows; [`unit`]
+//! gives a unit to each row.
 //! [`second_order`] scores in the other way. All select with [`rule`] and [`write`] the result.
 
+mod mma;
 mod plane;
 mod rule;
 mod search;
@@ -25,7 +27,7 @@ use crate::pool::in_band;
 use crate::span::{Span, Spans};
 use crate::work::{cube_count, launch, widest};
 use rule::{Rule, RuleShape};
-pub use second_order::{SecondOrderProblem, select_by_second_order};
+pub use second_order::{SecondOrderProblem, select_by_second_order, select_by_second_order_on};
 
 /// What a selection is made from.
 #[derive(Debug, Clone, new)]
@@ -83,12 +85,38 @@ pub enum SelectRung {
     Unit,
     /// A plane a row, the keys shared by a tile of rows.
     Plane,
+    /// The same with scores on tensor cores. Takes head_dim in multiples of 16, and rows that shared
+    /// memory holds, which on an H200 are half a million tokens at blocks of 128.
+    Mma,
+}
+
+impl std::fmt::Display for SelectRung {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unit => "unit",
+            Self::Plane => "plane",
+            Self::Mma => "mma",
+        })
+    }
 }
 
 impl SelectRung {
-    /// The quickest that a device runs.
-    pub fn best(capabilities: &Capabilities) -> Self {
-        if capabilities.plane.is_some() { Self::Plane } else { Self::Unit }
+    /// Every rung, the quickest first.
+    pub const LADDER: [Self; 3] = [Self::Mma, Self::Plane, Self::Unit];
+
+    /// Whether the rung can run the problem.
+    pub fn runs(self, capabilities: &Capabilities, problem: &SelectProblem) -> bool {
+        match self {
+            Self::Unit => true,
+            Self::Plane => capabilities.plane.is_some(),
+            Self::Mma => mma::runs(capabilities, problem),
+        }
+    }
+
+    /// The quickest that can run the problem.
+    pub fn best(capabilities: &Capabilities, problem: &SelectProblem) -> Self {
+        let runs = |rung: &Self| rung.runs(capabilities, problem);
+        Self::LADDER.into_iter().find(runs).unwrap_or(Self::Unit)
     }
 }
 
@@ -98,10 +126,10 @@ pub fn select_blocks(
     capabilities: &Capabilities,
     problem: &SelectProblem,
 ) -> Selection {
-    select_blocks_on(client, capabilities, problem, SelectRung::best(capabilities))
+    select_blocks_on(client, capabilities, problem, SelectRung::best(capabilities, problem))
 }
 
-/// Selects on a given rung, which the device must be able to run.
+/// Selects on a given rung, which must [run](SelectRung::runs) the problem.
 pub fn select_blocks_on(
     client: &Client,
     capabilities: &Capabilities,
@@ -111,6 +139,7 @@ pub fn select_blocks_on(
     let selection = Selection::empty(client, problem.grids, problem.heads[0]);
     if problem.grids.len() * problem.heads[0] * selection.rows > 0 {
         match (rung, capabilities.plane) {
+            (SelectRung::Mma, _) => mma::launch(client, capabilities, problem, &selection),
             (SelectRung::Plane, Some(lanes)) => {
                 plane::launch(client, capabilities, problem, &selection, lanes);
             }

@@ -268,9 +268,10 @@ fn tile_of_rows<N: Size>(
         causal: select(dense, 0usize, causal),
         lane,
     };
-    let bits = to_masses(scratch, &place, bands, comptime!(shape.rule));
+    let masses = scratch.as_vectorized_mut();
+    let most = to_masses::<Const<1>>(masses, &place, bands, comptime!(shape.rule));
     let rule = numbers.rule();
-    let selected = select_row(scratch, &place, &rule, bits, comptime!(shape.rule));
+    let selected = select_row::<Const<1>>(masses, &place, &rule, most, comptime!(shape.rule));
     // Lanes read each other's masses from here on.
     sync_cube();
     if there {
@@ -281,6 +282,6 @@ fn tile_of_rows<N: Size>(
             dense,
         };
         let shape = comptime!(shape.rule);
-        write_row(words, counts, scratch, &line, &place, &rule, &selected, shape);
+        write_row::<Const<1>>(words, counts, masses, &line, &place, &rule, &selected, shape);
     }
 }

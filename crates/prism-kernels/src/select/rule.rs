@@ -52,7 +52,8 @@ pub(crate) struct Rule {
     pub max_blocks: u32,
 }
 
-/// Where a row's masses lie: band `z` at `start + z · stride`.
+/// Where a row's masses lie, in vectors of neighbouring blocks: band `z` at `start + z · stride`.
+/// Blocks past the causal ones, in the last vector, hold scores of −∞ and so masses of 0.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Row {
     pub start: usize,
@@ -86,26 +87,31 @@ pub(crate) fn score_bits(score: f32) -> u32 {
     u32::reinterpret(usable(score))
 }
 
-/// Turns the scores of the first `bands` bands, as [`score_bits`] leaves them, into masses that sum to 2³⁰ each, in
-/// place. Returns the bits that the heaviest mass of each needs. Bands are worked side by side, so
-/// that one's arithmetic hides the other's latency.
+/// Turns the scores of the first `bands` bands, as [`score_bits`] leaves them, into masses that sum
+/// to 2³⁰ each, in place. Returns the heaviest mass of each. Bands are worked side by side, so that
+/// one's arithmetic hides the other's latency.
 #[cube]
-pub(crate) fn to_masses(
-    scratch: &mut [u32],
+pub(crate) fn to_masses<S: Size>(
+    scratch: &mut [Vector<u32, S>],
     row: &Row,
     #[comptime] bands: usize,
     #[comptime] shape: RuleShape,
 ) -> Pair {
     let step = comptime!(shape.lanes as usize);
+    let width = S::value();
+    let vectors = row.causal.div_ceil(width);
     let mut max = Vector::<f32, Const<2>>::new(f32::reinterpret(0xff80_0000u32));
-    let mut v = row.lane;
-    while v < row.causal {
+    let mut i = row.lane;
+    while i < vectors {
         #[unroll]
         for z in 0..bands {
-            let score = f32::reinterpret(scratch[row.start + z * row.stride + v]);
-            max.insert(z, max.extract(z).max(score));
+            let scores = scratch[row.start + z * row.stride + i];
+            #[unroll]
+            for e in 0..width {
+                max.insert(z, max.extract(z).max(f32::reinterpret(scores.extract(e))));
+            }
         }
-        v += step;
+        i += step;
     }
     if comptime!(shape.lanes > 1) {
         #[unroll]
@@ -115,22 +121,28 @@ pub(crate) fn to_masses(
     }
     let mut high = Pair::new(0u32);
     let mut low = Pair::new(0u32);
-    let mut v = row.lane;
-    while v < row.causal {
+    let mut i = row.lane;
+    while i < vectors {
         #[unroll]
         for z in 0..bands {
-            let place = row.start + z * row.stride + v;
+            let place = row.start + z * row.stride + i;
             let highest = max.extract(z);
             let silent = u32::reinterpret(highest) == 0xff80_0000u32;
-            let score = f32::reinterpret(scratch[place]);
-            let w = select(silent, 0u32, weight(highest - score));
-            high.insert(z, high.extract(z) + (w >> 16u32));
-            low.insert(z, low.extract(z) + (w & 0xffffu32));
-            scratch[place] = w;
+            let scores = scratch[place];
+            let mut weights = Vector::<u32, S>::new(0u32);
+            #[unroll]
+            for e in 0..width {
+                let score = f32::reinterpret(scores.extract(e));
+                let w = select(silent, 0u32, weight(highest - score));
+                high.insert(z, high.extract(z) + (w >> 16u32));
+                low.insert(z, low.extract(z) + (w & 0xffffu32));
+                weights.insert(e, w);
+            }
+            scratch[place] = weights;
         }
-        v += step;
+        i += step;
     }
-    let mut bits = Pair::new(0u32);
+    let mut heaviest = Pair::new(0u32);
     let mut reciprocal = Pair::new(0u32);
     let mut shift = Pair::new(0u32);
     #[unroll]
@@ -139,20 +151,26 @@ pub(crate) fn to_masses(
         let normaliser = total.normaliser();
         reciprocal.insert(z, normaliser.reciprocal);
         shift.insert(z, normaliser.shift);
-        bits.insert(z, 32u32 - normaliser.mass(1u32 << 30u32).leading_zeros());
+        heaviest.insert(z, normaliser.mass(1u32 << 30u32));
     }
-    let mut v = row.lane;
-    while v < row.causal {
+    let mut i = row.lane;
+    while i < vectors {
         #[unroll]
         for z in 0..bands {
-            let place = row.start + z * row.stride + v;
+            let place = row.start + z * row.stride + i;
             let normaliser =
                 Normaliser { reciprocal: reciprocal.extract(z), shift: shift.extract(z) };
-            scratch[place] = normaliser.mass(scratch[place]);
+            let weights = scratch[place];
+            let mut masses = Vector::<u32, S>::new(0u32);
+            #[unroll]
+            for e in 0..width {
+                masses.insert(e, normaliser.mass(weights.extract(e)));
+            }
+            scratch[place] = masses;
         }
-        v += step;
+        i += step;
     }
-    bits
+    heaviest
 }
 
 /// The selection of one row, ready to be asked block by block.
@@ -165,52 +183,61 @@ pub(crate) struct Selected {
     change: u32,
 }
 
-/// Selects the blocks of a row from its masses, which need `bits` bits in each band. Units that
-/// work the row must meet before they ask for blocks that another lane wrote.
+/// Selects the blocks of a row from its masses, none of which is heavier than `most` of its band.
+/// Units that work the row must meet before they ask for blocks that another lane wrote.
 #[cube]
-pub(crate) fn select_row(
-    scratch: &mut [u32],
+pub(crate) fn select_row<S: Size>(
+    scratch: &mut [Vector<u32, S>],
     row: &Row,
     rule: &Rule,
-    bits: Pair,
+    most: Pair,
     #[comptime] shape: RuleShape,
 ) -> Selected {
     let search = comptime!(if shape.by_mass { Search::Mass } else { Search::Count });
     let count = comptime!(shape.bands as usize);
-    let bands = heaviest(scratch, row, rule, rule.budget, bits, count, search, shape);
+    let bands = heaviest::<S>(scratch, row, rule, rule.budget, most, count, search, shape);
     let mut lightest = Pair::new(0u32);
     let mut last = Pair::new(0u32);
     let mut change = 0u32;
     if comptime!(shape.fill || shape.cut) {
         // The heavier of the bands, marked if selected, in place of the first band.
         let step = comptime!(shape.lanes as usize);
+        let width = S::value();
         let mut selected = 0u32;
         let mut fixed = 0u32;
-        let mut v = row.lane;
-        while v < row.causal {
-            let mass = scratch[row.start + v];
-            let mut best = mass;
-            let mut kept = bands.holds(0usize, mass, v);
-            if comptime!(shape.bands == 2) {
-                let other = scratch[row.start + row.stride + v];
-                best = best.max(other);
-                kept = kept || bands.holds(1usize, other, v);
+        let mut i = row.lane;
+        while i < row.causal.div_ceil(width) {
+            let masses = scratch[row.start + i];
+            let mut marked = Vector::<u32, S>::new(0u32);
+            #[unroll]
+            for e in 0..width {
+                let v = i * width + e;
+                let mass = masses.extract(e);
+                let mut best = mass;
+                let mut kept = bands.holds(0usize, mass, v);
+                if comptime!(shape.bands == 2) {
+                    let other = scratch[row.start + row.stride + i].extract(e);
+                    best = best.max(other);
+                    kept = kept || bands.holds(1usize, other, v);
+                }
+                let there = v < row.causal;
+                let must = there && forced(rule, row, v);
+                kept = (there && kept) || must;
+                selected += select(kept, 1u32, 0u32);
+                fixed += select(must, 1u32, 0u32);
+                marked.insert(e, best | select(kept, SELECTED, 0u32));
             }
-            let must = forced(rule, row, v);
-            kept = kept || must;
-            selected += select(kept, 1u32, 0u32);
-            fixed += select(must, 1u32, 0u32);
-            scratch[row.start + v] = best | select(kept, SELECTED, 0u32);
-            v += step;
+            scratch[row.start + i] = marked;
+            i += step;
         }
         let selected = sum(selected, shape);
         let fixed = sum(fixed, shape);
-        let widest = Pair::new(31u32);
+        let most = Pair::new(most.extract(0usize).max(most.extract(1usize)));
         if comptime!(shape.fill) {
             if selected < rule.min_blocks {
                 let lacking = rule.min_blocks - selected;
                 let found =
-                    heaviest(scratch, row, rule, lacking, widest, 1usize, Search::Free, shape);
+                    heaviest::<S>(scratch, row, rule, lacking, most, 1usize, Search::Free, shape);
                 lightest = found.lightest;
                 last = found.last;
                 change = 1u32;
@@ -220,7 +247,7 @@ pub(crate) fn select_row(
             if selected > rule.max_blocks {
                 let room = rule.max_blocks - fixed.min(rule.max_blocks);
                 let found =
-                    heaviest(scratch, row, rule, room, widest, 1usize, Search::Chosen, shape);
+                    heaviest::<S>(scratch, row, rule, room, most, 1usize, Search::Chosen, shape);
                 lightest = found.lightest;
                 last = found.last;
                 change = 2u32;
@@ -232,16 +259,16 @@ pub(crate) fn select_row(
 
 #[cube]
 impl Selected {
-    /// Whether the row reads block `v`.
+    /// Whether the row reads block `v`, whose masses these are.
     pub fn reads(
         &self,
-        scratch: &mut [u32],
+        masses: Pair,
         row: &Row,
         rule: &Rule,
         v: usize,
         #[comptime] shape: RuleShape,
     ) -> bool {
-        let x = scratch[row.start + v];
+        let x = masses.extract(0usize);
         let must = forced(rule, row, v);
         if comptime!(shape.fill || shape.cut) {
             let kept = x >= SELECTED;
@@ -252,8 +279,7 @@ impl Selected {
         } else {
             let mut kept = self.bands.holds(0usize, x, v) || must;
             if comptime!(shape.bands == 2) {
-                let other = scratch[row.start + row.stride + v];
-                kept = kept || self.bands.holds(1usize, other, v);
+                kept = kept || self.bands.holds(1usize, masses.extract(1usize), v);
             }
             kept
         }

@@ -4,6 +4,10 @@ use cubecl::prelude::*;
 
 use super::rule::{Pair, Row, Rule, RuleShape, sum};
 
+/// Bounds tried a round.
+const BOUNDS: usize = 3;
+/// Masses that a lane reads at once, at least.
+const AHEAD: usize = 4;
 /// Marks a selected block next to its mass (masses need 31 bits).
 pub(super) const SELECTED: u32 = 1 << 31;
 
@@ -43,71 +47,76 @@ pub(super) enum Search {
 }
 
 /// Of each of the first `bands` bands the smallest prefix whose sum reaches `target`: every block
-/// that takes part if none does. No block of band z weighs 2^`bits`\[z\] or more.
+/// that takes part if none does. No block of band z is heavier than `most`\[z\].
 ///
-/// Bounds close in on the lightest mass that is kept, two bits at a time, until they hold a single
+/// Bounds close in on the lightest mass that is kept, to a quarter a round, until they hold a single
 /// block, or blocks of one mass, of which the first ones complete the prefix. Sums tell how many
 /// they hold: two blocks weigh at least twice the lower bound together, and one, being below the
 /// upper bound, weighs less. The bands are searched side by side.
 #[cube]
-pub(super) fn heaviest(
-    scratch: &mut [u32],
+pub(super) fn heaviest<S: Size>(
+    scratch: &mut [Vector<u32, S>],
     row: &Row,
     rule: &Rule,
     target: u32,
-    bits: Pair,
+    most: Pair,
     #[comptime] bands: usize,
     #[comptime] search: Search,
     #[comptime] shape: RuleShape,
 ) -> Prefixes {
     let by_mass = comptime!(search == Search::Mass);
-    // Of each band: the sum of the blocks not lighter than `lightest`, and of those beyond the upper
-    // bound.
-    let mut kept = Pair::new(row.causal as u32);
-    if comptime!(search == Search::Free || search == Search::Chosen) {
-        let mut all = 0u32;
-        let mut v = row.lane;
-        while v < row.causal {
-            all += select(takes_part(rule, row, v, scratch[row.start + v], search), 1u32, 0u32);
-            v += comptime!(shape.lanes as usize);
-        }
-        kept = Pair::new(sum(all, shape));
-    }
-    let mut heavier = Pair::new(0u32);
+    // Of each band: the bounds, the sum of the blocks not lighter than the lower one, and of those
+    // not lighter than the upper one.
     let mut lightest = Pair::new(0u32);
-    let mut bit = bits.extract(0usize);
-    if comptime!(bands == 2) {
-        bit = bit.max(bits.extract(1usize));
+    let mut upper = Pair::new(0u32);
+    let mut kept = Pair::new(row.causal as u32);
+    let mut heavier = Pair::new(0u32);
+    #[unroll]
+    for z in 0..bands {
+        upper.insert(z, most.extract(z) + 1u32);
     }
-    bit = bit.div_ceil(2u32) * 2u32;
-    let mut open = true;
-    while open && bit > 0u32 {
-        bit -= 2u32;
-        let sums = above(scratch, row, rule, &lightest, bit, bands, search, shape);
+    if comptime!(search == Search::Free || search == Search::Chosen) {
+        let mut none = Array::<u32>::new(comptime!(bands * BOUNDS));
+        #[unroll]
+        for j in 0..comptime!(bands * BOUNDS) {
+            none[j] = 0u32;
+        }
+        let all = above::<S>(scratch, row, rule, &none, bands, search, shape);
+        kept = Pair::new(all[0]);
+    }
+    let mut open = row.causal > 0;
+    while open {
+        let mut bounds = Array::<u32>::new(comptime!(bands * BOUNDS));
+        #[unroll]
+        for z in 0..bands {
+            between(&mut bounds, lightest.extract(z), upper.extract(z), z);
+        }
+        let sums = above::<S>(scratch, row, rule, &bounds, bands, search, shape);
         open = false;
         #[unroll]
         for z in 0..bands {
-            // The highest of the three bounds that still reaches the target, 0 if none does.
-            let mut reaches = 0u32;
+            // Sums fall as bounds rise.
             #[unroll]
-            for j in 0..3usize {
-                if sums[z * 3 + j] >= target {
-                    reaches = comptime!(j as u32 + 1).runtime();
+            for j in 0..comptime!(BOUNDS) {
+                let at = comptime!(z * BOUNDS + j);
+                let reaches = sums[at] >= target;
+                if reaches {
+                    lightest.insert(z, bounds[at]);
+                    kept.insert(z, sums[at]);
                 }
             }
             #[unroll]
-            for j in 0..3usize {
-                if reaches == comptime!(j as u32 + 1) {
-                    kept.insert(z, sums[z * 3 + j]);
-                }
-                if reaches == comptime!(j as u32) {
-                    heavier.insert(z, sums[z * 3 + j]);
+            for i in 0..comptime!(BOUNDS) {
+                let at = comptime!(z * BOUNDS + BOUNDS - 1 - i);
+                if sums[at] < target {
+                    upper.insert(z, bounds[at]);
+                    heavier.insert(z, sums[at]);
                 }
             }
-            lightest.insert(z, lightest.extract(z) | (reaches << bit));
-            let each = if comptime!(by_mass) { lightest.extract(z) } else { 1u32.runtime() };
-            let between = kept.extract(z) - heavier.extract(z);
-            open = open || each == 0u32 || between >= 2u32 * each;
+            let lower = lightest.extract(z);
+            let each = if comptime!(by_mass) { lower } else { 1u32.runtime() };
+            let several = kept.extract(z) - heavier.extract(z) >= 2u32 * each;
+            open = open || (upper.extract(z) - lower > 1u32 && (each == 0u32 || several));
         }
     }
     let mut last = Pair::new(row.causal as u32);
@@ -122,7 +131,10 @@ pub(super) fn heaviest(
             let wanted = missing.div_ceil(each);
             if tied > 1u32 && wanted < tied {
                 let start = row.start + z * row.stride;
-                last.insert(z, tied_block(scratch, row, rule, start, mass, wanted, search, shape));
+                last.insert(
+                    z,
+                    tied_block::<S>(scratch, row, rule, start, mass, wanted, search, shape),
+                );
             }
         }
         // No mass is as heavy as u32::MAX: a target of 0 keeps nothing.
@@ -131,10 +143,28 @@ pub(super) fn heaviest(
     Prefixes { lightest, last }
 }
 
+/// Bounds between `lower` and `upper` for band `z`, at quarters of their distance on a logarithmic
+/// scale: masses spread over many powers of two. Very near each other, at quarters of the distance.
+#[cube]
+fn between(bounds: &mut Array<u32>, lower: u32, upper: u32, #[comptime] z: usize) {
+    let from = u32::reinterpret(f32::cast_from(lower) + 1.0f32);
+    let to = u32::reinterpret(f32::cast_from(upper) + 1.0f32);
+    let near = to - from < 64u32;
+    let highest = (upper - 1u32).max(lower + 1u32);
+    #[unroll]
+    for j in 0..comptime!(BOUNDS) {
+        let part = comptime!(j as u32 + 1);
+        let even = lower + ((upper - lower) >> 2u32) * part;
+        let log = f32::reinterpret(from + ((to - from) >> 2u32) * part) - 1.0f32;
+        let bound = select(near, even, u32::cast_from(log));
+        bounds[comptime!(z * BOUNDS + j)] = bound.max(lower + 1u32).min(highest);
+    }
+}
+
 /// The index of block number `wanted` among those that weigh `mass`.
 #[cube]
-fn tied_block(
-    scratch: &mut [u32],
+fn tied_block<S: Size>(
+    scratch: &mut [Vector<u32, S>],
     row: &Row,
     rule: &Rule,
     start: usize,
@@ -143,17 +173,23 @@ fn tied_block(
     #[comptime] search: Search,
     #[comptime] shape: RuleShape,
 ) -> u32 {
+    let width = S::value();
     let mut low = 0usize;
     let mut high = row.causal;
     while low < high {
         let middle = (low + high) / 2;
         let mut count = 0u32;
-        let mut v = row.lane;
-        while v <= middle {
-            let x = scratch[start + v];
-            let part = takes_part(rule, row, v, x, search);
-            count += select(part && (x & comptime!(SELECTED - 1)) == mass, 1u32, 0u32);
-            v += comptime!(shape.lanes as usize);
+        let mut i = row.lane;
+        while i * width <= middle {
+            let masses = scratch[start + i];
+            #[unroll]
+            for e in 0..width {
+                let v = i * width + e;
+                let x = masses.extract(e);
+                let part = v <= middle && takes_part(rule, row, v, x, search);
+                count += select(part && (x & comptime!(SELECTED - 1)) == mass, 1u32, 0u32);
+            }
+            i += comptime!(shape.lanes as usize);
         }
         if sum(count, shape) >= wanted {
             high = middle;
@@ -164,82 +200,79 @@ fn tied_block(
     low as u32
 }
 
-/// What the blocks add that weigh at least each of three bounds, for each band: those of band z are
-/// `lightest`\[z\] with 1, 2 and 3 in the two bits from `bit` on.
+/// What the blocks add that weigh at least each of the bounds, for each band.
 #[cube]
-fn above(
-    scratch: &mut [u32],
+fn above<S: Size>(
+    scratch: &mut [Vector<u32, S>],
     row: &Row,
     rule: &Rule,
-    lightest: &Pair,
-    bit: u32,
+    bounds: &Array<u32>,
     #[comptime] bands: usize,
     #[comptime] search: Search,
     #[comptime] shape: RuleShape,
 ) -> Array<u32> {
     let step = comptime!(shape.lanes as usize);
-    let mut sums = Array::<u32>::new(comptime!(bands * 3));
+    let width = S::value();
+    let vectors = row.causal.div_ceil(width);
+    let mut sums = Array::<u32>::new(comptime!(bands * BOUNDS));
     #[unroll]
-    for j in 0..bands * 3 {
+    for j in 0..comptime!(bands * BOUNDS) {
         sums[j] = 0u32;
     }
-    let mut v = row.lane;
+    let mut i = row.lane;
     if comptime!(search == Search::Mass && shape.lanes > 1) {
         // Independent reads at once.
-        while v + 3 * step < row.causal {
+        let ahead = comptime!(AHEAD.div_ceil(width));
+        while i + (ahead - 1) * step < vectors {
             #[unroll]
-            for i in 0..4usize {
-                add_above(
-                    scratch,
-                    row,
-                    rule,
-                    lightest,
-                    bit,
-                    &mut sums,
-                    v + i * step,
-                    bands,
-                    search,
-                );
+            for n in 0..ahead {
+                let i = i + n * step;
+                add_above::<S>(scratch, row, rule, bounds, &mut sums, i, bands, search);
             }
-            v += 4 * step;
+            i += ahead * step;
         }
     }
-    while v < row.causal {
-        add_above(scratch, row, rule, lightest, bit, &mut sums, v, bands, search);
-        v += step;
+    while i < vectors {
+        add_above::<S>(scratch, row, rule, bounds, &mut sums, i, bands, search);
+        i += step;
     }
     #[unroll]
-    for j in 0..bands * 3 {
+    for j in 0..comptime!(bands * BOUNDS) {
         sums[j] = sum(sums[j], shape);
     }
     sums
 }
 
-/// Adds block `v` where it takes part.
+/// Adds the blocks of vector `i` where they take part.
 #[cube]
-fn add_above(
-    scratch: &mut [u32],
+fn add_above<S: Size>(
+    scratch: &mut [Vector<u32, S>],
     row: &Row,
     rule: &Rule,
-    lightest: &Pair,
-    bit: u32,
+    bounds: &Array<u32>,
     sums: &mut Array<u32>,
-    v: usize,
+    i: usize,
     #[comptime] bands: usize,
     #[comptime] search: Search,
 ) {
+    let width = S::value();
     #[unroll]
     for z in 0..bands {
-        let x = scratch[row.start + z * row.stride + v];
+        let masses = scratch[row.start + z * row.stride + i];
         #[unroll]
-        for j in 0..3usize {
-            let bound = lightest.extract(z) | (comptime!(j as u32 + 1) << bit);
-            if comptime!(search == Search::Mass) {
-                sums[z * 3 + j] += select(x >= bound, x, 0u32);
-            } else {
-                let heavy = (x & comptime!(SELECTED - 1)) >= bound;
-                let counts = heavy && takes_part(rule, row, v, x, search);
-                sums[z * 3 + j] += select(counts, 1u32, 0u32);
+        for e in 0..width {
+            let x = masses.extract(e);
+            #[unroll]
+            for j in 0..comptime!(BOUNDS) {
+                let at = comptime!(z * BOUNDS + j);
+                if comptime!(search == Search::Mass) {
+                    sums[at] += select(x >= bounds[at], x, 0u32);
+                } else {
+                    let v = i * width + e;
+                    let heavy = v < row.causal && (x & comptime!(SELECTED - 1)) >= bounds[at];
+                    let counts = heavy && takes_part(rule, row, v, x, search);
+                    sums[at] += select(counts, 1u32, 0u32);
+                }
             }
         }
     }

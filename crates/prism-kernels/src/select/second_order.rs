@@ -47,8 +47,19 @@ pub struct SecondOrderProblem<'a> {
     pub more_follows: bool,
 }
 
-/// Selects on a given rung, which the device must be able to run.
+/// Selects on the quickest rung.
 pub fn select_by_second_order(
+    client: &Client,
+    capabilities: &Capabilities,
+    problem: &SecondOrderProblem,
+) -> Selection {
+    let rung = if capabilities.plane.is_some() { SelectRung::Plane } else { SelectRung::Unit };
+    select_by_second_order_on(client, capabilities, problem, rung)
+}
+
+/// Selects on a given rung: planes, which the device must have, or units. Tensor cores don't take
+/// these scores: each key is weighed by the query that asks.
+pub fn select_by_second_order_on(
     client: &Client,
     capabilities: &Capabilities,
     problem: &SecondOrderProblem,
@@ -68,7 +79,7 @@ pub fn select_by_second_order(
         (extent(&divided(problem.subs[0])).0, extent(&divided(problem.subs[1])).1);
     let block = problem.grids[0].block();
     let per_row = (block / problem.subs[0]) as u32;
-    let plane = capabilities.plane.filter(|_| rung == SelectRung::Plane);
+    let plane = capabilities.plane.filter(|_| rung != SelectRung::Unit);
     let (lanes, planes) = match plane {
         Some(lanes) => (lanes, AT_ONCE.min(capabilities.units / lanes).min(per_row).max(1)),
         None => (1, 1),
@@ -227,16 +238,17 @@ fn select_second_order<N: Size>(
             lane: unit,
         };
         let rule = numbers.rule();
-        let bits = Pair::new(31u32);
-        let selected = select_row(scratch, &place, &rule, bits, comptime!(shape.rule));
+        let masses = scratch.as_vectorized_mut();
+        let most = Pair::new(1u32 << 30u32);
+        let selected = select_row::<Const<1>>(masses, &place, &rule, most, comptime!(shape.rule));
         if comptime!(!shape.alone) {
             sync_cube();
         }
         if first {
-            write_row(
+            write_row::<Const<1>>(
                 words,
                 counts,
-                scratch,
+                masses,
                 &line,
                 &place,
                 &rule,

@@ -78,7 +78,8 @@ pub(super) fn block_masses<N: Size>(
             causal: select(own < count, seen, 0usize),
             lane,
         };
-        let _ = to_masses(scratch, &scores, 1usize, comptime!(shape.rule));
+        let masses = scratch.as_vectorized_mut();
+        let _ = to_masses::<Const<1>>(masses, &scores, 1usize, comptime!(shape.rule));
         if comptime!(!shape.alone) {
             sync_cube();
         }

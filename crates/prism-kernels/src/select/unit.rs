@@ -144,10 +144,20 @@ fn one_row<N: Size>(
     // Dense and empty rows take the same way, with nothing to search.
     let searched =
         Row { start, stride: room.runtime(), causal: select(dense, 0usize, causal), lane: 0usize };
-    let bits = to_masses(scratch, &searched, bands, comptime!(shape.rule));
-    let selected = select_row(scratch, &searched, &rule, bits, comptime!(shape.rule));
+    let masses = scratch.as_vectorized_mut();
+    let most = to_masses::<Const<1>>(masses, &searched, bands, comptime!(shape.rule));
+    let selected = select_row::<Const<1>>(masses, &searched, &rule, most, comptime!(shape.rule));
     let line = Line { index: line, words_per_row: numbers.words_per_row, causal, dense };
-    write_row(words, counts, scratch, &line, &searched, &rule, &selected, comptime!(shape.rule));
+    write_row::<Const<1>>(
+        words,
+        counts,
+        masses,
+        &line,
+        &searched,
+        &rule,
+        &selected,
+        comptime!(shape.rule),
+    );
 }
 
 /// The dims of band `z` of a pooled query times `factor`, 0 elsewhere, in vectors.

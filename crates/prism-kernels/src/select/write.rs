@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::rule::{Row, Rule, RuleShape, Selected, sum};
+use super::rule::{Pair, Row, Rule, RuleShape, Selected, sum};
 
 /// A row of the output, and what it may hold.
 #[derive(CubeType, Clone, Copy)]
@@ -18,10 +18,10 @@ pub(crate) struct Line {
 
 /// Writes the words and the count of one row by the units that work it, of which `row` is one.
 #[cube]
-pub(crate) fn write_row(
+pub(crate) fn write_row<S: Size>(
     words: &mut [u32],
     counts: &mut [u32],
-    scratch: &mut [u32],
+    scratch: &mut [Vector<u32, S>],
     line: &Line,
     row: &Row,
     rule: &Rule,
@@ -32,7 +32,7 @@ pub(crate) fn write_row(
     let mut count = 0u32;
     if comptime!(shape.lanes == 32) {
         for w in 0..line.words_per_row {
-            let reads = reads(scratch, line, row, rule, selected, w * 32 + row.lane, shape);
+            let reads = reads::<S>(scratch, line, row, rule, selected, w * 32 + row.lane, shape);
             let word = plane_ballot(reads).extract(0usize);
             if row.lane == 0 {
                 words[first + w] = word;
@@ -44,7 +44,7 @@ pub(crate) fn write_row(
         while w < line.words_per_row {
             let mut word = 0u32;
             for i in 0..32usize {
-                let reads = reads(scratch, line, row, rule, selected, w * 32 + i, shape);
+                let reads = reads::<S>(scratch, line, row, rule, selected, w * 32 + i, shape);
                 word |= select(reads, 1u32, 0u32) << i as u32;
             }
             words[first + w] = word;
@@ -60,8 +60,8 @@ pub(crate) fn write_row(
 
 /// Whether the row reads block `v`.
 #[cube]
-fn reads(
-    scratch: &mut [u32],
+fn reads<S: Size>(
+    scratch: &mut [Vector<u32, S>],
     line: &Line,
     row: &Row,
     rule: &Rule,
@@ -73,7 +73,15 @@ fn reads(
     if v >= line.causal {
         reads = false;
     } else if !line.dense {
-        reads = selected.reads(scratch, row, rule, v, shape);
+        let scratch = scratch.with_vector_size::<Const<1>>();
+        let width = S::value();
+        let mut masses = Pair::new(0u32);
+        #[unroll]
+        for z in 0..comptime!(shape.bands as usize) {
+            let place = (row.start + z * row.stride) * width + v;
+            masses.insert(z, scratch[place].extract(0usize));
+        }
+        reads = selected.reads(masses, row, rule, v, shape);
     }
     reads
 }
