@@ -18,20 +18,10 @@ pub const MASS_ONE: u32 = 1 << 30;
 /// lower 16 bits, for devices without 64-bit integers.
 pub const MAX_ROW_BLOCKS: usize = 1 << 16;
 
-/// round(ln2ⁱ / i! · 2³¹): the Taylor series of 2⁻ᶠ without its alternating signs, in Q31.
-pub const EXP2_COEFFICIENTS: [u32; 11] = [
-    2_147_483_648,
-    1_488_522_236,
-    515_882_496,
-    119_194_166,
-    20_654_775,
-    2_863_360,
-    330_788,
-    32_755,
-    2_838,
-    219,
-    15,
-];
+/// 2⁻ᶠ for 0 ≤ f ≤ 1 as Σ (−1)ⁱ cᵢ fⁱ, in Q31: exact at both ends, and off by 2⁻²⁸·⁷ of its value
+/// at most in between (Lawson's reweighted least squares).
+pub const EXP2_COEFFICIENTS: [u32; 7] =
+    [2_147_483_648, 1_488_521_968, 515_877_632, 119_164_179, 20_568_337, 2_734_809, 233_163];
 
 /// Bits of the fraction of t that count.
 const FRACTION_BITS: u32 = 26;

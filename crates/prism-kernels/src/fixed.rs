@@ -3,20 +3,7 @@
 //! same scores.
 
 use cubecl::prelude::*;
-
-/// round(ln2^i / i! · 2³¹): 2^-f = Σ (−1)^i c_i f^i.
-pub(crate) const COEFFICIENTS: [u32; 11] = coefficients();
-
-const fn coefficients() -> [u32; 11] {
-    let mut out = [0; 11];
-    let (mut term, mut i) = (2_147_483_648.0_f64, 0);
-    while i < 11 {
-        out[i] = (term + 0.5) as u32;
-        i += 1;
-        term *= std::f64::consts::LN_2 / i as f64;
-    }
-    out
-}
+use prism_core::select::EXP2_COEFFICIENTS;
 
 /// 2^(−x·log2 e) in Q30; 0 where that is less than 2^-30. `x` ≥ 0, or infinite.
 #[cube]
@@ -26,10 +13,11 @@ pub(crate) fn weight(x: f32) -> u32 {
     let fixed = u32::cast_from(select(small, t, 0.0f32) * 67_108_864.0f32);
     let whole = fixed >> 26u32;
     let fraction = (fixed & 0x03ff_ffffu32) << 6u32;
-    let mut p = comptime!(COEFFICIENTS[10]).runtime();
+    let degree = comptime!(EXP2_COEFFICIENTS.len() - 1);
+    let mut p = comptime!(EXP2_COEFFICIENTS[degree]).runtime();
     #[unroll]
-    for i in 0..10usize {
-        p = comptime!(COEFFICIENTS[9 - i]) - fraction.mul_hi(p);
+    for i in 0..degree {
+        p = comptime!(EXP2_COEFFICIENTS[degree - 1 - i]) - fraction.mul_hi(p);
     }
     select(small, p >> (whole + 1u32), 0u32)
 }

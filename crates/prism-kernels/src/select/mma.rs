@@ -26,7 +26,7 @@ const DIMS: usize = 16;
 const KEY_TILES: usize = 4;
 const KEYS: usize = KEY_TILES * 8;
 /// Tiles of queries a cube: with two, keys are read from the second-level cache half as often.
-const TILES: usize = 2;
+const TILES: usize = 1;
 
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,7 +89,10 @@ fn layout(capabilities: &Capabilities, problem: &SelectProblem, ragged: bool) ->
         shape.shared_memory() <= capabilities.shared_memory
             && shape.rows() * 32 <= capabilities.units as usize
     };
-    [TILES, 1].map(shape).into_iter().find(fits)
+    [std::env::var("TILES").map_or(TILES, |x| x.parse().unwrap()), 1]
+        .map(shape)
+        .into_iter()
+        .find(fits)
 }
 
 /// Whether the kernel runs a problem.

@@ -1,6 +1,7 @@
 //! The search for a row's prefix: the smallest set of its heaviest blocks that reaches a target.
 
 use cubecl::prelude::*;
+use prism_core::select::MASS_ONE;
 
 use super::rule::{Pair, Row, Rule, RuleShape, sum};
 
@@ -71,9 +72,16 @@ pub(super) fn heaviest<S: Size>(
     let mut upper = Pair::new(0u32);
     let mut kept = Pair::new(row.causal as u32);
     let mut heavier = Pair::new(0u32);
+    // Blocks lighter than this weigh less together than what may be left out. Roundings aside: it
+    // is tried first, not taken for granted.
+    let mut likely = Pair::new(0u32);
     #[unroll]
     for z in 0..bands {
         upper.insert(z, most.extract(z) + 1u32);
+        if comptime!(by_mass) {
+            let spare = MASS_ONE - target.min(MASS_ONE);
+            likely.insert(z, (spare / row.causal.max(1) as u32).min(most.extract(z)));
+        }
     }
     if comptime!(search == Search::Free || search == Search::Chosen) {
         let mut none = Array::<u32>::new(comptime!(bands * BOUNDS));
@@ -89,8 +97,14 @@ pub(super) fn heaviest<S: Size>(
         let mut bounds = Array::<u32>::new(comptime!(bands * BOUNDS));
         #[unroll]
         for z in 0..bands {
-            between(&mut bounds, lightest.extract(z), upper.extract(z), z);
+            between(&mut bounds, lightest.extract(z).max(likely.extract(z)), upper.extract(z), z);
+            if comptime!(by_mass) {
+                if likely.extract(z) > 0u32 {
+                    bounds[z * comptime!(BOUNDS)] = likely.extract(z);
+                }
+            }
         }
+        likely = Pair::new(0u32);
         let sums = above::<S>(scratch, row, rule, &bounds, bands, search, shape);
         open = false;
         #[unroll]
