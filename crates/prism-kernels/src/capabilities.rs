@@ -1,6 +1,6 @@
 //! What a device can do, read once on the host: kernels are chosen from this, never by trial.
 
-use cubecl::features::{MmaConfig, Plane};
+use cubecl::features::{MmaConfig, Plane, Tma};
 use cubecl::prelude::*;
 use serde::Serialize;
 
@@ -19,6 +19,8 @@ pub struct Capabilities {
     /// Whether global memory can be copied to shared memory asynchronously. On CUDA also what
     /// tells CubeCL's C++ compiler, which takes inline PTX, from its LLVM one, which doesn't.
     pub copy_async: bool,
+    /// Whether the device is a Hopper (sm_90) whose kernels may use `wgmma` and TMA.
+    pub hopper: bool,
     /// Bytes of shared memory a cube.
     pub shared_memory: usize,
     /// Units a cube.
@@ -56,6 +58,11 @@ impl Capabilities {
             mma_f16: mma(Element::F16),
             mma_bf16: mma(Element::BF16),
             copy_async: features.copy_async,
+            // TMA came with Hopper and stayed, wgmma left with it: only the target of compilation, which
+            // is what the fingerprint says, tells them apart. CubeCL's LLVM compiler has no TMA.
+            hopper: features.tma.contains(Tma::Base)
+                && features.copy_async
+                && properties.identity.fingerprint == "ptx_sm90",
             shared_memory: hardware.max_shared_memory_size,
             units: hardware.max_units_per_cube,
             multiprocessors: hardware.num_streaming_multiprocessors,

@@ -1,0 +1,339 @@
+//! The accumulators of a consumer, and the PTX of what is done to them.
+//!
+//! CubeCL has no operand that is both read and written, which is what `wgmma` accumulates into. So
+//! the tiles live in PTX registers with names of their own, declared once a kernel:
+//! `out` (O), `score` (S = Q Kᵀ), `weight` (P, two rounded weights a register) and `query` (Q).
+//!
+//! A thread holds two rows of its warpgroup's 64, 8 apart: element `i` of `out` and `score` lies in
+//! row `(i / 2) % 2` and column `8 · (i / 4) + 2 · (lane % 4) + i % 2`. Two neighbouring scores,
+//! rounded, are just the A operand of the second product.
+//!
+//! Of each row: `offset` = −reference in log2 units, what is added to scaled scores before `ex2`;
+//! `sum` of the weights in this thread's columns; `shrink`, the factor of a moved reference.
+
+use std::fmt::Write;
+
+use super::HopperShape;
+use crate::operand::Element;
+
+/// Scores of a thread: 64 rows of 128 keys over 128 threads.
+const SCORES: usize = 64;
+
+/// 3e38 as the offset of rows that have seen no finite score: the first finite one overflows `ex2`,
+/// which moves the reference.
+const UNSEEN: &str = "0f7F61B1E6";
+const NAN: &str = "0f7FC00000";
+const MINUS_INFINITY: &str = "0fFF800000";
+
+/// `{name}{first}, ..`, `count` registers.
+fn list(name: &str, first: usize, count: usize) -> String {
+    let names: Vec<_> = (first..first + count).map(|i| format!("{name}{i}")).collect();
+    names.join(", ")
+}
+
+fn row(i: usize) -> usize {
+    i / 2 % 2
+}
+
+/// Element number `k` of the thread's 32 in a row.
+fn element(row: usize, k: usize) -> usize {
+    4 * (k / 2) + 2 * row + k % 2
+}
+
+impl HopperShape {
+    fn name(&self) -> &'static str {
+        match self.element {
+            Element::BF16 => "bf16",
+            _ => "f16",
+        }
+    }
+
+    /// What a thread's sum over a tile may reach before the reference moves. bf16 has the exponents
+    /// of f32: weights up to 2⁶⁰ lose nothing. f16 ends at 65504.
+    fn threshold(&self) -> &'static str {
+        match self.element {
+            Element::BF16 => "0f5D800000",
+            _ => "0f47000000",
+        }
+    }
+
+    fn outs(&self) -> usize {
+        self.dim / 2
+    }
+
+    /// Declares the registers; once, in the kernel's outermost scope.
+    pub(super) fn declare(&self) -> String {
+        let (outs, queries) = (self.outs(), self.dim / 4);
+        format!(
+            ".reg .f32 out<{outs}>; .reg .f32 score<{SCORES}>; .reg .b32 weight<32>; .reg .b32 \
+             query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>; .reg .pred moved;"
+        )
+    }
+
+    /// An empty row: no output, no weight.
+    pub(super) fn clear(&self) -> String {
+        let mut s = String::new();
+        for i in 0..self.outs() {
+            let _ = write!(s, "mov.f32 out{i}, 0f00000000; ");
+        }
+        for r in 0..2 {
+            let _ = write!(s, "mov.f32 sum{r}, 0f00000000; mov.f32 offset{r}, {UNSEEN}; ");
+        }
+        s
+    }
+
+    /// 64 queries from swizzled shared memory. `%0`: this lane's 16 bytes of the first 16 dims.
+    pub(super) fn load_queries(&self) -> String {
+        let mut s = String::from("{ .reg .b32 a;\n");
+        for step in 0..self.dim / 16 {
+            let (across, half) = (32 * (step % 4), super::HALF * (step / 4));
+            let to = list("query", 4 * step, 4);
+            let _ = writeln!(
+                s,
+                "xor.b32 a, %0, {across}; ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{to}}}, \
+                 [a+{half}];"
+            );
+        }
+        s.push('}');
+        s
+    }
+
+    /// Begins S = Q Kᵀ. `%0`: descriptor of the keys.
+    pub(super) fn score(&self, keys: &str) -> String {
+        let t = self.name();
+        let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
+        for step in 0..self.dim / 16 {
+            // In units of 16 bytes: 16 dims, or from one half of the dims to the other.
+            let at = step % 4 * 2 + step / 4 * (super::HALF / 16);
+            let accumulate = usize::from(step > 0);
+            let (scores, queries) = (list("score", 0, SCORES), list("query", 4 * step, 4));
+            let _ = writeln!(
+                s,
+                "add.s64 b, {keys}, {at};\nwgmma.mma_async.sync.aligned.m64n128k16.f32.{t}.{t} \
+                 {{{scores}}}, {{{queries}}}, b, {accumulate}, 1, 1, 0;"
+            );
+        }
+        s.push_str("wgmma.commit_group.sync.aligned; }\n");
+        s
+    }
+
+    /// Begins O += P V. `%0`: descriptor of the values.
+    pub(super) fn accumulate(&self) -> String {
+        let (t, dim) = (self.name(), self.dim);
+        let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
+        for step in 0..8 {
+            // 16 keys of 128 bytes, in units of 16.
+            let at = step * 128;
+            let (outs, weights) = (list("out", 0, self.outs()), list("weight", 4 * step, 4));
+            let _ = writeln!(
+                s,
+                "add.s64 b, %0, {at};\nwgmma.mma_async.sync.aligned.m64n{dim}k16.f32.{t}.{t} \
+                 {{{outs}}}, {{{weights}}}, b, 1, 1, 1, 1;"
+            );
+        }
+        s.push_str("wgmma.commit_group.sync.aligned; }");
+        s
+    }
+
+    /// Hides keys after their query. `%0`: key that the thread's first query sees last, less its
+    /// first column.
+    pub(super) fn mask(&self) -> String {
+        let mut s = String::from("{ .reg .pred hidden; .reg .s32 below;\nadd.s32 below, %0, 8;\n");
+        for i in 0..SCORES {
+            let column = 8 * (i / 4) + i % 2;
+            let sees = ["%0", "below"][row(i)];
+            let _ = writeln!(
+                s,
+                "setp.lt.s32 hidden, {sees}, {column}; selp.f32 score{i}, {MINUS_INFINITY}, \
+                 score{i}, hidden;"
+            );
+        }
+        s.push('}');
+        s
+    }
+
+    /// Weights of a row's first tile, against its maximum. `%0`: scale · log2 e.
+    pub(super) fn first_softmax(&self) -> String {
+        let mut s = String::from("{ .reg .f32 t, m<4>, u<4>;\n");
+        maxima(&mut s);
+        for r in 0..2 {
+            let _ =
+                writeln!(s, "mul.f32 t, m{r}, %0; neg.f32 t, t; min.f32 offset{r}, t, {UNSEEN};");
+        }
+        weigh(&mut s);
+        s.push_str("mov.f32 sum0, u0; mov.f32 sum1, u1; }");
+        s
+    }
+
+    /// Weights of a further tile, in place of its scores. `%0`: scale · log2 e, `%1`: named barrier of
+    /// the warpgroup, `%2`: descriptor of the keys.
+    ///
+    /// No maximum is taken: weights are against the old reference, and the sum, which is needed
+    /// anyway, tells where one overflows. Then, which is rare, the warpgroup scores the tile again,
+    /// since its scores are overwritten, and moves the reference to the new maximum. A NaN compares
+    /// false: it stays in the sum, and nothing is done twice for it.
+    ///
+    /// The barrier makes the decision the warpgroup's, as `wgmma` needs. It also keeps the assembler
+    /// from moving the wait for O, which follows, above the exponentials.
+    pub(super) fn softmax(&self) -> String {
+        let limit = self.threshold();
+        let mut s = String::from("{ .reg .f32 t, m<4>, u<4>; .reg .pred over;\n");
+        weigh(&mut s);
+        let _ = writeln!(
+            s,
+            "setp.gt.f32 over, u0, {limit}; setp.gt.or.f32 over, u1, {limit}, over;\n\
+             bar.red.or.pred moved, %1, 128, over;\n@!moved bra KEPT;"
+        );
+        s.push_str(&self.score("%2"));
+        s.push_str("wgmma.wait_group.sync.aligned 0;\n");
+        maxima(&mut s);
+        for r in 0..2 {
+            let _ = writeln!(
+                s,
+                "mul.f32 t, m{r}, %0; neg.f32 t, t; min.f32 t, t, offset{r};\n\
+                 sub.f32 shrink{r}, t, offset{r}; ex2.approx.ftz.f32 shrink{r}, shrink{r};\n\
+                 mov.f32 offset{r}, t;"
+            );
+        }
+        weigh(&mut s);
+        s.push_str(
+            "fma.rn.f32 sum0, sum0, shrink0, u0; fma.rn.f32 sum1, sum1, shrink1, u1;\nbra DONE;\n\
+             KEPT: add.f32 sum0, sum0, u0; add.f32 sum1, sum1, u1;\nDONE: }",
+        );
+        s
+    }
+
+    /// Brings O to a moved reference. The branch also keeps the assembler from rounding weights
+    /// before the wait for O, for which it has no registers.
+    pub(super) fn rescale(&self) -> String {
+        let mut s = String::from("{\n@!moved bra KEPT;\n");
+        for i in 0..self.outs() {
+            let _ = writeln!(s, "mul.f32 out{i}, out{i}, shrink{};", row(i));
+        }
+        s.push_str("KEPT:\n}");
+        s
+    }
+
+    /// Rounds the weights for the second product.
+    pub(super) fn round_weights(&self) -> String {
+        let t = self.name();
+        let round = |i| format!("cvt.rn.{t}x2.f32 weight{i}, score{}, score{};", 2 * i + 1, 2 * i);
+        (0..SCORES / 2).map(round).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Sums of whole rows, and their inverses in place of `shrink`: 0 for an empty row. `%0`..`%3`:
+    /// sums and offsets.
+    pub(super) fn finish(&self) -> String {
+        let mut s = String::from("{ .reg .f32 t; .reg .pred empty;\n");
+        for r in 0..2 {
+            for apart in [1, 2] {
+                let _ = writeln!(
+                    s,
+                    "shfl.sync.bfly.b32 t, sum{r}, {apart}, 0x1f, 0xffffffff; add.f32 sum{r}, \
+                     sum{r}, t;"
+                );
+            }
+            let _ = writeln!(
+                s,
+                "rcp.approx.ftz.f32 shrink{r}, sum{r}; setp.eq.f32 empty, sum{r}, 0f00000000; \
+                 selp.f32 shrink{r}, 0f00000000, shrink{r}, empty;\nmov.f32 %{r}, sum{r}; \
+                 mov.f32 %{}, offset{r};",
+                r + 2
+            );
+        }
+        s.push('}');
+        s
+    }
+
+    /// NaN for the outputs that see a bad value. `%0`: address of the first bad key of this thread's
+    /// first column, `%1`: key that its first query sees last.
+    pub(super) fn spoil(&self) -> String {
+        let mut s =
+            String::from("{ .reg .pred sees; .reg .u32 below, bad<2>;\nadd.u32 below, %1, 8;\n");
+        for i in 0..self.outs() {
+            if i % 4 == 0 {
+                let _ = writeln!(s, "ld.shared.v2.u32 {{bad0, bad1}}, [%0+{}];", 8 * i);
+            }
+            let (key, bad) = (["%1", "below"][row(i)], i % 2);
+            let _ = writeln!(s, "setp.ge.u32 sees, {key}, bad{bad}; @sees mov.f32 out{i}, {NAN};");
+        }
+        s.push('}');
+        s
+    }
+
+    /// `%0`: outputs 8 · `group` + 2 · (lane % 4), + 1 of row `r`, normalised and rounded.
+    pub(super) fn rounded(&self, group: usize, r: usize) -> String {
+        let (t, i) = (self.name(), 4 * group + 2 * r);
+        format!(
+            "{{ .reg .f32 a, b;\nmul.f32 a, out{i}, shrink{r}; mul.f32 b, out{}, shrink{r}; \
+             cvt.rn.{t}x2.f32 %0, b, a; }}",
+            i + 1
+        )
+    }
+
+    /// Whether 128 threads find NaN or an infinity in a tile of values: `%0`, the same for all. `%1`:
+    /// this thread's first 16 bytes, `%2`: named barrier of the warpgroup.
+    pub(super) fn find_bad(&self) -> String {
+        let t = self.name();
+        let mut s =
+            String::from("{ .reg .b32 v<4>, a<4>, zero; .reg .pred bad;\nmov.b32 zero, 0;\n");
+        for e in 0..4 {
+            let _ = writeln!(s, "mov.b32 a{e}, 0;");
+        }
+        for at in (0..self.tile_bytes()).step_by(128 * 16) {
+            let _ = writeln!(s, "ld.shared.v4.b32 {{v0, v1, v2, v3}}, [%1+{at}];");
+            for e in 0..4 {
+                // A product with 0 is NaN for what isn't finite, and stays so.
+                let _ = writeln!(s, "fma.rn.{t}x2 a{e}, v{e}, zero, a{e};");
+            }
+        }
+        s.push_str(
+            "or.b32 a0, a0, a1; or.b32 a2, a2, a3; or.b32 a0, a0, a2; and.b32 a0, a0, 0x7fff7fff;\n\
+             setp.ne.b32 bad, a0, 0; bar.red.or.pred bad, %2, 128, bad; selp.b32 %0, 1, 0, bad; }",
+        );
+        s
+    }
+}
+
+/// `m0`, `m1`: maxima of both rows over the quad that shares them. Two chains a row.
+fn maxima(s: &mut String) {
+    for k in (2..32).step_by(2) {
+        for r in 0..2 {
+            for chain in 0..2 {
+                let (m, next) = (2 * r + chain, element(r, k + chain));
+                let old =
+                    if k == 2 { format!("score{}", element(r, chain)) } else { format!("m{m}") };
+                let _ = writeln!(s, "max.f32 m{m}, {old}, score{next};");
+            }
+        }
+    }
+    s.push_str("max.f32 m0, m0, m1; max.f32 m1, m2, m3;\n");
+    for r in 0..2 {
+        for apart in [1, 2] {
+            let _ = writeln!(
+                s,
+                "shfl.sync.bfly.b32 t, m{r}, {apart}, 0x1f, 0xffffffff; max.f32 m{r}, m{r}, t;"
+            );
+        }
+    }
+}
+
+/// 2^(score · scale + offset) in place of the scores; `u0`, `u1`: their sums of both rows.
+fn weigh(s: &mut String) {
+    for i in 0..SCORES {
+        let r = row(i);
+        let _ =
+            writeln!(s, "fma.rn.f32 t, score{i}, %0, offset{r}; ex2.approx.ftz.f32 score{i}, t;");
+    }
+    for k in (2..32).step_by(2) {
+        for r in 0..2 {
+            for chain in 0..2 {
+                let (u, next) = (2 * r + chain, element(r, k + chain));
+                let old =
+                    if k == 2 { format!("score{}", element(r, chain)) } else { format!("u{u}") };
+                let _ = writeln!(s, "add.f32 u{u}, {old}, score{next};");
+            }
+        }
+    }
+    s.push_str("add.f32 u0, u0, u1; add.f32 u1, u2, u3;\n");
+}
