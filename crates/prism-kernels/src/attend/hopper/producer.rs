@@ -96,6 +96,9 @@ pub(super) fn produce(
     let mut stage = 0u32;
     let mut parity = 1u32;
     let mut parity_q = 1u32;
+    ptx::prefetch_map(q);
+    ptx::prefetch_map(k);
+    ptx::prefetch_map(v);
     let mut next_item = taken[0].fetch_add(1u32);
     while usize::cast_from(next_item) < numbers.items {
         let piece =

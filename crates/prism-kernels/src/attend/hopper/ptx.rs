@@ -78,6 +78,12 @@ fn wait_code(bounded: bool) -> String {
     }
 }
 
+/// Fetches a tensor map ahead of its first copy.
+#[cube]
+pub(super) fn prefetch_map(map: u64) {
+    gpu_asm!("prefetch.tensormap [{m}];", m = in(_) map, options(nomem));
+}
+
 /// Copies a box of 128 rows by 64 columns from (`column`, `row`, `head`, `batch`) of a tensor map,
 /// 0 where that is out of bounds.
 #[cube]

@@ -57,8 +57,14 @@ impl HopperShape {
         }
     }
 
+    /// Columns of the second product. The last box of narrower heads is only partly used: `wgmma` counts
+    /// columns by eights.
+    fn columns(&self) -> usize {
+        self.dim
+    }
+
     fn outs(&self) -> usize {
-        self.dim / 2
+        self.columns() / 2
     }
 
     /// Declares the registers; once, in the kernel's outermost scope.
@@ -119,7 +125,7 @@ impl HopperShape {
 
     /// Begins O += P V. `%0`: descriptor of the values.
     pub(super) fn accumulate(&self) -> String {
-        let (t, dim) = (self.name(), self.dim);
+        let (t, columns) = (self.name(), self.columns());
         let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
         for step in 0..8 {
             // 16 keys of 128 bytes, in units of 16.
@@ -127,7 +133,7 @@ impl HopperShape {
             let (outs, weights) = (list("out", 0, self.outs()), list("weight", 4 * step, 4));
             let _ = writeln!(
                 s,
-                "add.s64 b, %0, {at};\nwgmma.mma_async.sync.aligned.m64n{dim}k16.f32.{t}.{t} \
+                "add.s64 b, %0, {at};\nwgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{t}.{t} \
                  {{{outs}}}, {{{weights}}}, b, 1, 1, 1, 1;"
             );
         }
