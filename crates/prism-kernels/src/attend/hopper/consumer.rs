@@ -75,7 +75,7 @@ fn release(empty: u32, lane: u32) {
 
 #[cube]
 pub(super) fn consume(
-    out: &mut [u32],
+    out: &mut [Vector<u32, Const<4>>],
     lse: &mut [f32],
     numbers: &AttendNumbers,
     room: &Room,
@@ -216,23 +216,24 @@ pub(super) fn consume(
             #[unroll]
             for half in 0..2usize {
                 let query = row + comptime!(8 * half as u32);
-                if query < item.queries {
-                    let place = usize::cast_from(item.place) + query as usize;
-                    let first = place * comptime!(shape.dim / 2) + (lane % 4) as usize;
-                    #[unroll]
-                    for group in 0..comptime!(shape.dim / 8) {
-                        let pair: u32;
-                        let code = comptime!(shape.rounded(group, half));
-                        gpu_asm!("{code}", "// {p}", p = out(_) pair, options(nomem));
-                        out[first + group * 4] = pair;
+                let stored = query < item.queries;
+                let place = usize::cast_from(item.place) + query as usize;
+                #[unroll]
+                for quad in 0..comptime!(shape.dim.div_ceil(32)) {
+                    let eight: Vector<u32, Const<4>>;
+                    let code = comptime!(shape.rounded(quad, half));
+                    gpu_asm!("{code}", "// {e} {l}", e = out(_) eight, l = in(_) lane, options(nomem));
+                    let group = comptime!(quad as u32 * 4) + lane % 4;
+                    if stored && group < comptime!(shape.dim as u32 / 8) {
+                        out[place * comptime!(shape.dim / 8) + group as usize] = eight;
                     }
-                    if comptime!(shape.walk.lse) {
-                        if lane % 4 == 0u32 {
-                            let sum = statistics.extract(half);
-                            let offset = statistics.extract(half + 2);
-                            let value = sum.ln() - offset * comptime!(std::f32::consts::LN_2);
-                            lse[place] = select(sum == 0.0f32, nothing(), value);
-                        }
+                }
+                if comptime!(shape.walk.lse) {
+                    if stored && lane % 4 == 0u32 {
+                        let sum = statistics.extract(half);
+                        let offset = statistics.extract(half + 2);
+                        let value = sum.ln() - offset * comptime!(std::f32::consts::LN_2);
+                        lse[place] = select(sum == 0.0f32, nothing(), value);
                     }
                 }
             }

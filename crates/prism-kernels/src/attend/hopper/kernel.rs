@@ -59,7 +59,7 @@ fn room(base: u32, #[comptime] shape: HopperShape) -> Room {
     }
 }
 
-/// `out` in pairs of elements; `taken`: pieces of work that cubes have taken, 0 at launch.
+/// `out` in eights of elements; `taken`: pieces of work that cubes have taken, 0 at launch.
 ///
 /// The maps are of whatever type the shape says; TMA takes it from the map.
 #[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
@@ -67,7 +67,7 @@ pub(super) fn attend_hopper(
     q: &TensorMap<f16, Tiled>,
     k: &TensorMap<f16, Tiled>,
     v: &TensorMap<f16, Tiled>,
-    out: &mut [u32],
+    out: &mut [Vector<u32, Const<4>>],
     lse: &mut [f32],
     words: &[u32],
     order: &[u32],

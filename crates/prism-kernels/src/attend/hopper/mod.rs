@@ -159,9 +159,9 @@ pub(super) fn launch(
     let lines = batch * heads * prism_core::selection::extent(problem.grids).0;
     let items = lines * shape.walk.tiles;
     let cubes = capabilities.multiprocessors.unwrap_or(1).min(items.min(u32::MAX as usize) as u32);
-    let pairs = batch * heads * q_len * dim / 2;
+    let eights = batch * heads * q_len * dim / 8;
     let words_per_row = problem.selection.map_or(0, |selection| selection.words_per_row);
-    let address = AddressType::from_len(pairs.max(lines * words_per_row));
+    let address = AddressType::from_len(eights.max(lines * words_per_row));
     // What has been taken of the work.
     let taken = client.create_from_slice(u32::as_bytes(&[0]));
     let [words, order, lengths, lse] = buffers(problem, &spans, attended);
@@ -177,7 +177,7 @@ pub(super) fn launch(
             map(problem.q),
             map(problem.k),
             map(problem.v),
-            buffer(&attended.out, pairs),
+            buffer(&attended.out, eights),
             lse,
             words,
             order,

@@ -267,14 +267,56 @@ impl HopperShape {
         s
     }
 
-    /// `%0`: outputs 8 · `group` + 2 · (lane % 4), + 1 of row `r`, normalised and rounded.
-    pub(super) fn rounded(&self, group: usize, r: usize) -> String {
-        let (t, i) = (self.name(), 4 * group + 2 * r);
-        format!(
-            "{{ .reg .f32 a, b;\nmul.f32 a, out{i}, shrink{r}; mul.f32 b, out{}, shrink{r}; \
-             cvt.rn.{t}x2.f32 %0, b, a; }}",
-            i + 1
-        )
+    /// `%0`..`%3`: eight neighbouring outputs of row `r`, normalised and rounded: those of group
+    /// 4 · `quad` + lane % 4, of the groups of 8 columns. `%4`: lane.
+    ///
+    /// The four lanes of a row each hold two columns of every group; they exchange them, so that each
+    /// stores 16 bytes.
+    pub(super) fn rounded(&self, quad: usize, r: usize) -> String {
+        let t = self.name();
+        let mut s = String::from(
+            "{ .reg .f32 x, y; .reg .b32 w<4>, a<2>, b<2>, t<2>; .reg .pred odd, upper;\n\
+             and.b32 t0, %4, 1; setp.ne.u32 odd, t0, 0; and.b32 t0, %4, 2; setp.ne.u32 upper, t0, 0;\n",
+        );
+        for g in 0..4 {
+            let i = 4 * (4 * quad + g) + 2 * r;
+            let _ = if i < self.outs() {
+                writeln!(
+                    s,
+                    "mul.f32 x, out{i}, shrink{r}; mul.f32 y, out{}, shrink{r}; \
+                     cvt.rn.{t}x2.f32 w{g}, y, x;",
+                    i + 1
+                )
+            } else {
+                writeln!(s, "mov.b32 w{g}, 0;")
+            };
+        }
+        // Lanes 1 apart: then `a` is of group lane % 2, `b` of the one two further, half of each.
+        for (to, even, odd) in [("a", 0, 1), ("b", 2, 3)] {
+            let _ = writeln!(
+                s,
+                "selp.b32 t0, w{even}, w{odd}, odd; \
+                 shfl.sync.bfly.b32 t0, t0, 1, 0x1f, 0xffffffff;\n\
+                 selp.b32 {to}0, t0, w{even}, odd; selp.b32 {to}1, w{odd}, t0, odd;"
+            );
+        }
+        // Lanes 2 apart: the other half of one of them.
+        for i in 0..2 {
+            let _ = writeln!(
+                s,
+                "selp.b32 t{i}, a{i}, b{i}, upper; \
+                 shfl.sync.bfly.b32 t{i}, t{i}, 2, 0x1f, 0xffffffff;"
+            );
+        }
+        for i in 0..2 {
+            let _ = writeln!(
+                s,
+                "selp.b32 %{i}, t{i}, a{i}, upper; selp.b32 %{}, b{i}, t{i}, upper;",
+                i + 2
+            );
+        }
+        s.push('}');
+        s
     }
 
     /// Whether 128 threads find NaN or an infinity in a tile of values: `%0`, the same for all. `%1`:
