@@ -15,6 +15,7 @@ mod kernel;
 mod producer;
 mod ptx;
 mod registers;
+mod softmax;
 
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
