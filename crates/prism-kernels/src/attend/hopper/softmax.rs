@@ -26,6 +26,18 @@ impl HopperShape {
         }
     }
 
+    /// Exponents up to which 32 weights stay below [`threshold`](Self::threshold).
+    ///
+    /// A maximum times the scale is rounded, down, so that the exponent of the maximum is the rounding
+    /// error: next to nothing, unless scores are beyond 10⁸, as large halves make them. Even then the
+    /// weights stay finite and the sum isn't 0.
+    fn most(&self) -> &'static str {
+        match self.element {
+            Element::BF16 => "0f425C0000",
+            _ => "0f41200000",
+        }
+    }
+
     /// Hides keys after their query. `%0`: key that the thread's first query sees last, less its
     /// first column.
     pub(super) fn mask(&self) -> String {
@@ -48,10 +60,12 @@ impl HopperShape {
         let mut s = String::from("{ .reg .f32 t, m<4>, u<4>;\n");
         maxima(&mut s);
         for r in 0..2 {
-            let _ =
-                writeln!(s, "mul.f32 t, m{r}, %0; neg.f32 t, t; min.f32 offset{r}, t, {UNSEEN};");
+            let _ = writeln!(
+                s,
+                "mul.rm.f32 t, m{r}, %0; neg.f32 t, t; min.f32 offset{r}, t, {UNSEEN};"
+            );
         }
-        weigh(&mut s);
+        weigh(&mut s, Some(self.most()));
         s.push_str("mov.f32 sum0, u0; mov.f32 sum1, u1; }");
         s
     }
@@ -69,7 +83,7 @@ impl HopperShape {
     pub(super) fn softmax(&self) -> String {
         let limit = self.threshold();
         let mut s = String::from("{ .reg .f32 t, m<4>, u<4>; .reg .pred over;\n");
-        weigh(&mut s);
+        weigh(&mut s, None);
         let _ = writeln!(
             s,
             "setp.gt.f32 over, u0, {limit}; setp.gt.or.f32 over, u1, {limit}, over;\n\
@@ -81,12 +95,12 @@ impl HopperShape {
         for r in 0..2 {
             let _ = writeln!(
                 s,
-                "mul.f32 t, m{r}, %0; neg.f32 t, t; min.f32 t, t, offset{r};\n\
+                "mul.rm.f32 t, m{r}, %0; neg.f32 t, t; min.f32 t, t, offset{r};\n\
                  sub.f32 shrink{r}, t, offset{r}; ex2.approx.ftz.f32 shrink{r}, shrink{r};\n\
                  mov.f32 offset{r}, t;"
             );
         }
-        weigh(&mut s);
+        weigh(&mut s, Some(self.most()));
         s.push_str(
             "fma.rn.f32 sum0, sum0, shrink0, u0; fma.rn.f32 sum1, sum1, shrink1, u1;\nbra DONE;\n\
              KEPT: add.f32 sum0, sum0, u0; add.f32 sum1, sum1, u1;\nDONE: }",
@@ -160,12 +174,16 @@ fn maxima(s: &mut String) {
     }
 }
 
-/// 2^(score · scale + offset) in place of the scores; `u0`, `u1`: their sums of both rows.
-fn weigh(s: &mut String) {
+/// 2^(score · scale + offset) in place of the scores; `u0`, `u1`: their sums of both rows. Where the
+/// reference was just set no exponent should exceed 0, and none exceeds `most`.
+fn weigh(s: &mut String, most: Option<&str>) {
     for i in 0..SCORES {
         let r = row(i);
-        let _ =
-            writeln!(s, "fma.rn.f32 t, score{i}, %0, offset{r}; ex2.approx.ftz.f32 score{i}, t;");
+        let _ = writeln!(s, "fma.rn.f32 t, score{i}, %0, offset{r};");
+        if let Some(most) = most {
+            let _ = writeln!(s, "min.NaN.f32 t, t, {most};");
+        }
+        let _ = writeln!(s, "ex2.approx.ftz.f32 score{i}, t;");
     }
     for k in (2..32).step_by(2) {
         for r in 0..2 {
