@@ -38,12 +38,7 @@ pub fn tensor(gpu: &Gpu, seed: u32, shape: [usize; 4], element: Element) -> Oper
     let len = shape.iter().product::<usize>();
     if len <= BY_HOST {
         let values = (0..len).into_par_iter().map(|i| value(seed, i, element) as f32);
-        let bytes: Vec<u8> = match element {
-            Element::F32 => values.flat_map_iter(f32::to_ne_bytes).collect(),
-            Element::F16 => values.flat_map_iter(|x| f16::from_f32(x).to_ne_bytes()).collect(),
-            Element::BF16 => values.flat_map_iter(|x| bf16::from_f32(x).to_ne_bytes()).collect(),
-        };
-        return Operand::contiguous(gpu.client.create_from_slice(&bytes), shape, element);
+        return upload_values(gpu, &values.collect::<Vec<_>>(), shape, element);
     }
     let handle = gpu.client.empty(len * element.size());
     let cubes = len.div_ceil(256).min(1 << 16);
@@ -78,6 +73,17 @@ fn fill<E: Float>(out: &mut [E], len: usize, seed: u32, #[define(E)] _element: E
         out[i] = E::cast_from((f32::cast_from(sum) - 510.0f32) / 128.0f32);
         i += step;
     }
+}
+
+/// A contiguous tensor of given values.
+pub fn upload_values(gpu: &Gpu, values: &[f32], shape: [usize; 4], element: Element) -> Operand {
+    let values = values.par_iter().copied();
+    let bytes: Vec<u8> = match element {
+        Element::F32 => values.flat_map_iter(f32::to_ne_bytes).collect(),
+        Element::F16 => values.flat_map_iter(|x| f16::from_f32(x).to_ne_bytes()).collect(),
+        Element::BF16 => values.flat_map_iter(|x| bf16::from_f32(x).to_ne_bytes()).collect(),
+    };
+    Operand::contiguous(gpu.client.create_from_slice(&bytes), shape, element)
 }
 
 /// Values of a device buffer.

@@ -15,7 +15,8 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
 use prism_kernels::pool::{pool, pool_one};
 use prism_kernels::select::{
-    SecondOrderProblem, SelectProblem, SelectRung, select_blocks_on, select_by_second_order,
+    SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
+    select_by_second_order,
 };
 use prism_kernels::{Element, Operand};
 
@@ -112,13 +113,24 @@ fn kernels(
         let shared = all.iter().any(|(other, _)| *other == name);
         all.push((if shared { format!("{name}_second_order") } else { name }, source));
     }
-    for rung in [AttendRung::Plane, AttendRung::Mma] {
-        let problem = AttendProblem::new(&q, &k, &v, &grids, None, None, 0.1, true);
-        if rung.check(&capabilities, &problem).is_ok() {
+    let dense = AttendProblem::new(&q, &k, &v, &grids, None, None, 0.1, true);
+    for rung in [AttendRung::Plane, AttendRung::Mma, AttendRung::Hopper] {
+        if rung.check(&capabilities, &dense).is_ok() {
             all.extend(sources(|| {
-                attend_on(client, &capabilities, &problem, rung);
+                attend_on(client, &capabilities, &dense, rung);
             }));
         }
+    }
+    let rows = len / 128;
+    let (words, counts) = (client.empty(4), client.empty(4));
+    let selection = Selection { words, counts, rows, words_per_row: rows.div_ceil(32) };
+    let order = client.empty(4);
+    let sparse = AttendProblem { selection: Some(&selection), order: Some(&order), ..dense };
+    if AttendRung::Hopper.check(&capabilities, &sparse).is_ok() {
+        let recorded = sources(|| {
+            attend_on(client, &capabilities, &sparse, AttendRung::Hopper);
+        });
+        all.extend(recorded.into_iter().map(|(name, source)| (format!("{name}_sparse"), source)));
     }
     Ok(all)
 }

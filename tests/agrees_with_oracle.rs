@@ -81,7 +81,8 @@ fn check_on(devices: Vec<Device>, shape: AttentionShape, kind: Kind, block: usiz
 /// Heads wider than the kernels go through Burn's matrix products, which on tensor cores cut f32 to
 /// the ten bits of a mantissa that f16 has.
 fn rounding(device: &Device, dtype: DType, head_dim: usize) -> DType {
-    let wide = head_dim > 256 && dtype == DType::F32 && kernel(device) == Kernel::CubeMma;
+    let tensor_cores = matches!(kernel(device), Kernel::CubeMma | Kernel::CubeHopper);
+    let wide = head_dim > 256 && dtype == DType::F32 && tensor_cores;
     if wide { DType::F16 } else { dtype }
 }
 

@@ -10,11 +10,10 @@ use crate::{CHECKED, cargo, python, root, run, target};
 
 /// NVRTC of the CUDA version whose driver the kernels are timed with; any newer disassembler
 /// reads its code.
-const PACKAGES: [&str; 5] = [
+const PACKAGES: [&str; 4] = [
     "nvidia-cuda-nvrtc==13.0.88",
     "nvidia-cuda-runtime==13.0.96",
     "nvidia-cuda-cccl==13.0.85",
-    "nvidia-cuda-crt==13.0.88",
     "nvidia-cuda-nvdisasm==13.2.86",
 ];
 

@@ -24,6 +24,8 @@ pub enum Kernel {
     CubePlane,
     /// CubeCL kernels on tensor cores through `mma.sync`, for f16 and bf16; on planes for f32.
     CubeMma,
+    /// CubeCL kernels with Hopper's `wgmma` and TMA, for f16 and bf16.
+    CubeHopper,
     /// Burn tensor ops: right on any backend, but every causal key is read whatever the selection.
     TensorOps,
 }
@@ -35,6 +37,7 @@ impl fmt::Display for Kernel {
             Self::CubeUnit => "CubeCL kernels, a unit for a few queries",
             Self::CubePlane => "CubeCL kernels on planes",
             Self::CubeMma => "CubeCL kernels on tensor cores",
+            Self::CubeHopper => "CubeCL kernels on Hopper's tensor cores",
             Self::TensorOps => "tensor ops",
         })
     }
@@ -47,7 +50,7 @@ impl Kernel {
         match self {
             Self::Flex => Some(FLEX_CROSSOVER),
             Self::CubeUnit | Self::CubePlane => Some(CUBE_CROSSOVER),
-            Self::CubeMma => Some(CUBE_MMA_CROSSOVER),
+            Self::CubeMma | Self::CubeHopper => Some(CUBE_MMA_CROSSOVER),
             Self::TensorOps => None,
         }
     }

@@ -1,7 +1,6 @@
 //! What a device can do, read once on the host: kernels are chosen from this, never by trial.
 
-use cubecl::features::{MmaConfig, Plane};
-use cubecl::ir::{ElemType, FloatKind};
+use cubecl::features::{MmaConfig, Plane, Tma};
 use cubecl::prelude::*;
 use serde::Serialize;
 
@@ -17,11 +16,11 @@ pub struct Capabilities {
     pub mma_f16: bool,
     /// Likewise for bf16.
     pub mma_bf16: bool,
-    /// Whether tensor cores multiply TF32 by `mma` m16n8k8.
-    pub mma_tf32: bool,
     /// Whether global memory can be copied to shared memory asynchronously. On CUDA also what
     /// tells CubeCL's C++ compiler, which takes inline PTX, from its LLVM one, which doesn't.
     pub copy_async: bool,
+    /// Whether the device is a Hopper (sm_90) whose kernels may use `wgmma` and TMA.
+    pub hopper: bool,
     /// Bytes of shared memory a cube.
     pub shared_memory: usize,
     /// Units a cube.
@@ -52,21 +51,16 @@ impl Capabilities {
             };
             warps && features.matmul.mma.contains(&config) && features.matmul.ldmatrix.contains(&ab)
         };
-        let tf32 = ElemType::Float(FloatKind::TF32);
-        let mma_tf32 = MmaConfig {
-            a_type: tf32,
-            b_type: tf32,
-            cd_type: Element::F32.elem_type(),
-            m: 16,
-            n: 8,
-            k: 8,
-        };
         Self {
             plane: planes.then_some(hardware.plane_size_min),
             mma_f16: mma(Element::F16),
             mma_bf16: mma(Element::BF16),
-            mma_tf32: warps && features.matmul.mma.contains(&mma_tf32),
             copy_async: features.copy_async,
+            // TMA came with Hopper and stayed, wgmma left with it: only the target of compilation, which
+            // is what the fingerprint says, tells them apart. CubeCL's LLVM compiler has no TMA.
+            hopper: features.tma.contains(Tma::Base)
+                && features.copy_async
+                && properties.identity.fingerprint == "ptx_sm90",
             shared_memory: hardware.max_shared_memory_size,
             units: hardware.max_units_per_cube,
             multiprocessors: hardware.num_streaming_multiprocessors,

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use cubecl::features::{Features, MmaConfig, Plane};
+use cubecl::features::{Features, MmaConfig, Plane, Tma};
 use cubecl::ir::{
     ContiguousElements, DeviceIdentity, DeviceProperties, HardwareProperties,
     MemoryDeviceProperties, MmaProperties, TargetProperties, types::MatrixLayout,
@@ -45,8 +45,8 @@ pub fn hopper() -> Capabilities {
         plane: Some(32),
         mma_f16: true,
         mma_bf16: true,
-        mma_tf32: true,
         copy_async: true,
+        hopper: true,
         shared_memory: 232_448,
         units: 1024,
         multiprocessors: Some(132),
@@ -78,6 +78,7 @@ fn target() -> Target {
     let mut features = Features::default();
     features.plane.insert(Plane::Ops);
     features.copy_async = true;
+    features.tma.insert(Tma::Base);
     for element in [Element::F16, Element::BF16] {
         let ab = element.elem_type();
         let cd_type = Element::F32.elem_type();

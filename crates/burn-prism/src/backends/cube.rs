@@ -33,6 +33,7 @@ pub fn kernel(device: &CubeDevice, dtype: DType, dim: usize) -> (Kernel, Vec<Ref
         AttendRung::Unit => Kernel::CubeUnit,
         AttendRung::Plane => Kernel::CubePlane,
         AttendRung::Mma => Kernel::CubeMma,
+        AttendRung::Hopper => Kernel::CubeHopper,
     };
     let refused = |kernel, reason| Refused { kernel, reason };
     let Some(element) = element(dtype) else {

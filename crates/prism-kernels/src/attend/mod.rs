@@ -2,11 +2,13 @@
 //! and never repeated for the heads of a group. Dense attention is the selection of every causal
 //! block.
 //!
-//! Three rungs compute the same: [`unit`] on any runtime, [`plane`] with subgroups, [`mma`] with
-//! tensor cores.
+//! Four rungs compute the same: [`unit`] on any runtime, [`plane`] with subgroups, [`mma`] with
+//! tensor cores, `hopper` with those of Hopper and its copy engine.
 
 mod copies;
 mod guard;
+#[cfg(any(feature = "cuda-cpp", feature = "offline"))]
+mod hopper;
 mod mma;
 mod plane;
 mod softmax;
@@ -69,6 +71,9 @@ pub enum AttendRung {
     Plane,
     /// Tensor cores through `mma.sync`: f16 and bf16.
     Mma,
+    /// Hopper's tensor cores through `wgmma`, copies by TMA: f16 and bf16, blocks of 128 and its
+    /// multiples.
+    Hopper,
 }
 
 impl std::fmt::Display for AttendRung {
@@ -77,6 +82,7 @@ impl std::fmt::Display for AttendRung {
             Self::Unit => "unit",
             Self::Plane => "plane",
             Self::Mma => "mma",
+            Self::Hopper => "hopper",
         })
     }
 }
@@ -90,10 +96,19 @@ pub enum RungError {
     /// The device has no such matrix instruction.
     #[error("the device has no m16n8k16 tensor-core instruction for {0:?}")]
     NoTensorCores(Element),
+    /// The device is no Hopper, or its compiler takes no inline PTX.
+    #[error("no wgmma and TMA: the device is not of sm_90, or feature `cuda-cpp` is off")]
+    NoHopper,
+    /// The head_dim has no tile in Hopper's layout.
+    #[error("wgmma tiles are laid out for head_dim 64, 80, 96 and 128, got {0}")]
+    TileDim(usize),
+    /// The blocks of the selection don't consist of whole tiles.
+    #[error("wgmma tiles have 128 keys: blocks must be multiples of that, got {0}")]
+    Block(usize),
     /// The head_dim doesn't fit the instruction.
     #[error("tensor cores take head_dim in multiples of 16 up to 256, got {0}")]
     HeadDim(usize),
-    /// The layout of a tensor doesn't allow 16-byte reads.
+    /// The layout of a tensor doesn't allow reads of 16 bytes, nor its copy in whole tiles.
     #[error("rows of {0} can't be read 16 bytes at a time")]
     Layout(&'static str),
     /// Shared memory is short.
@@ -108,7 +123,7 @@ pub enum RungError {
 
 impl AttendRung {
     /// Every rung, the quickest first.
-    pub const LADDER: [Self; 3] = [Self::Mma, Self::Plane, Self::Unit];
+    pub const LADDER: [Self; 4] = [Self::Hopper, Self::Mma, Self::Plane, Self::Unit];
 
     /// Whether the rung can run the problem.
     ///
@@ -128,6 +143,10 @@ impl AttendRung {
                 let narrow = layout.into_iter().find(|(_, x)| x.vector_size(16) != 8);
                 narrow.map_or(Ok(()), |(name, _)| Err(RungError::Layout(name)))
             }
+            Self::Hopper => {
+                hopper::check(capabilities, problem.q.element, problem.q.shape[3])?;
+                hopper::check_problem(problem)
+            }
         }
     }
 
@@ -137,7 +156,7 @@ impl AttendRung {
         Self::LADDER.into_iter().find(runs).unwrap_or(Self::Unit)
     }
 
-    /// The quickest rung for contiguous tensors, and why quicker ones don't run.
+    /// The quickest rung for contiguous tensors and blocks of 128, and why quicker ones don't run.
     pub fn plan(
         capabilities: &Capabilities,
         element: Element,
@@ -145,6 +164,7 @@ impl AttendRung {
     ) -> (Self, Vec<(Self, RungError)>) {
         let mut refused = Vec::new();
         for (rung, checked) in [
+            (Self::Hopper, hopper::check(capabilities, element, dim)),
             (Self::Mma, mma::check(capabilities, element, dim)),
             (Self::Plane, plane::check(capabilities, dim)),
         ] {
@@ -202,6 +222,7 @@ pub fn attend_into(
             AttendRung::Unit => unit::launch(client, capabilities, problem, attended),
             AttendRung::Plane => plane::launch(client, capabilities, problem, attended),
             AttendRung::Mma => mma::launch(client, capabilities, problem, attended),
+            AttendRung::Hopper => hopper::launch(client, capabilities, problem, attended),
         }
     }
 }
@@ -244,6 +265,23 @@ fn clear_kernel<E: Float>(
     if ABSOLUTE_POS < lines {
         lse[ABSOLUTE_POS] = f32::reinterpret(0xff80_0000u32);
     }
+}
+
+/// What stands for the rung where no compiler takes its PTX.
+#[cfg(not(any(feature = "cuda-cpp", feature = "offline")))]
+mod hopper {
+    use super::{AttendProblem, Attended, Capabilities, Client, Element, RungError};
+
+    pub(super) fn check(_: &Capabilities, _: Element, _: usize) -> Result<(), RungError> {
+        Err(RungError::NoHopper)
+    }
+
+    pub(super) fn check_problem(_: &AttendProblem) -> Result<(), RungError> {
+        Err(RungError::NoHopper)
+    }
+
+    /// Never reached: [`check`] lets nothing pass.
+    pub(super) fn launch(_: &Client, _: &Capabilities, _: &AttendProblem, _: &Attended) {}
 }
 
 /// Numbers that every rung takes.

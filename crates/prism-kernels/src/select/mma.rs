@@ -1,26 +1,28 @@
 //! Scores on tensor cores, then a plane a row. A tile of 8 queries makes the 16 rows of `mma.sync`
-//! m16n8k8: one copy a band, with the dims of the other zeroed, so that a key that is read serves
+//! m16n8k16: one copy a band, with the dims of the other zeroed, so that a key that is read serves
 //! both bands and a lane gets both scores of a pair.
 //!
-//! f32 operands are split in two TF32 halves, x = h + l exactly but for l's last bits:
-//! q·k = h·h + (h·l + l·h) + l·l, of which the last term is below f32's own rounding. Where a sum
-//! isn't finite its parts may cancel, and the product is taken anew, dim by dim.
+//! Operands are sums of two f16 [`halves`](super::halves): q·k = h·h + (h·l + l·h), but for l·l, which
+//! is below f32's own rounding. Where a sum isn't finite, the product is taken anew, dim by dim.
 
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
+use half::f16;
 
+use super::halves::{Split, halved, magnitude, scale, split};
 use super::rule::{Row, RuleShape, score_bits, select_row, to_masses};
 use super::write::{Line, write_row};
 use super::{SelectNumbers, SelectProblem, Selection, buffers, masked};
 use crate::band_mask::BandMask;
 use crate::capabilities::Capabilities;
+use crate::operand::buffer;
 use crate::span::{Span, Spans, span};
 use crate::work::{cube_count, launch};
 
 /// Elements of a vector: what a lane reads of a key or a query at once.
 const WIDE: usize = 4;
-/// Dims that a warp multiplies at once, in two steps: a lane's four lie side by side, since it
-/// doesn't matter which dim a fragment calls which, as long as both operands agree.
+/// Dims that a warp multiplies at once. A lane's four lie side by side, since it doesn't matter which
+/// dim a fragment calls which, as long as both operands agree.
 const DIMS: usize = 16;
 /// Tiles of 8 keys that a warp scores at once.
 const KEY_TILES: usize = 4;
@@ -71,7 +73,7 @@ fn layout(capabilities: &Capabilities, problem: &SelectProblem, ragged: bool) ->
     let dim = problem.heads[2];
     let key_blocks = prism_core::selection::extent(problem.grids).1;
     let bands = problem.bands.present().len();
-    if !capabilities.mma_tf32 || dim % DIMS != 0 {
+    if !capabilities.mma_f16 || dim % DIMS != 0 {
         return None;
     }
     // The four queries that half a warp writes at once lie in different banks.
@@ -109,6 +111,9 @@ pub(super) fn launch(
     let spans = Spans::new(client, problem.grids);
     let Some(shape) = layout(capabilities, problem, spans.ragged()) else { return };
     let heads = problem.grids.len() * problem.heads[0];
+    let keys = prism_core::selection::extent(problem.grids).1;
+    let k_rows = problem.grids.len() * problem.heads[1] * keys;
+    let Split { halves, inverses } = split(client, problem.k_means, k_rows, shape.dim);
     let [q, k, factors, bits, counts, lengths] = buffers(problem, &spans, selection, WIDE);
     // SAFETY: queries and keys past the last are read as the last, and write nothing.
     unsafe {
@@ -119,6 +124,8 @@ pub(super) fn launch(
             CubeDim::new_2d(32, shape.rows() as u32),
             q,
             k,
+            buffer(&halves, k_rows * shape.dim / WIDE),
+            buffer(&inverses, k_rows),
             factors,
             bits,
             counts,
@@ -135,6 +142,8 @@ pub(super) fn launch(
 fn select_mma(
     q_means: &[Vector<f32, Const<4>>],
     k_means: &[Vector<f32, Const<4>>],
+    k_halves: &[Vector<u32, Const<4>>],
+    k_inverses: &[f32],
     factors: &[f32],
     words: &mut [u32],
     counts: &mut [u32],
@@ -150,10 +159,11 @@ fn select_mma(
     let room = comptime!(shape.room);
     let pitch = comptime!(shape.pitch());
     let chunks = comptime!(shape.dim / WIDE);
-    let mut queries = Shared::<[Vector<f32, Const<4>>]>::new_aligned_slice(
+    let mut queries = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
         comptime!(bands * rows * pitch),
         16usize,
     );
+    let mut q_inverses = Shared::<[f32]>::new_slice(comptime!(bands * rows));
     let mut masses = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
         comptime!(bands * rows * room / 4),
         16usize,
@@ -173,19 +183,34 @@ fn select_mma(
         comptime!(shape.ragged),
     );
 
-    let mut at = UNIT_POS as usize;
-    while at < rows * chunks {
-        let row = at / chunks;
-        let chunk = at % chunks;
-        let line = head * numbers.rows + (first_row + row).min(numbers.rows - 1);
-        let x = q_means[line * chunks + chunk];
-        #[unroll]
-        for i in 0..bands {
-            let z = comptime!(shape.bands.present()[i]);
-            queries[(i * rows + row) * pitch + chunk] =
-                masked::<Const<4>>(x, factors[line * 2 + z], chunk * 4, comptime!(shape.bands), z);
+    // Each plane its own row, here and at the end.
+    let own = UNIT_POS_Y as usize;
+    let lane = UNIT_POS_X as usize;
+    let row = first_row + own;
+    let line = head * numbers.rows + row.min(numbers.rows - 1);
+    #[unroll]
+    for i in 0..bands {
+        let z = comptime!(shape.bands.present()[i]);
+        let factor = factors[line * 2 + z];
+        let mut largest = 0u32;
+        let mut c = lane;
+        while c < chunks {
+            let x = q_means[line * chunks + c];
+            let x = masked::<Const<4>>(x, factor, c * 4, comptime!(shape.bands), z);
+            largest = largest.max(magnitude(x));
+            c += 32usize;
         }
-        at += comptime!(rows * 32);
+        let scale = scale(plane_max(largest));
+        let mut c = lane;
+        while c < chunks {
+            let x = q_means[line * chunks + c];
+            let x = masked::<Const<4>>(x, factor, c * 4, comptime!(shape.bands), z);
+            queries[(i * rows + own) * pitch + c] = halved(x, scale.factor);
+            c += 32usize;
+        }
+        if lane == 0 {
+            q_inverses[i * rows + own] = scale.inverse;
+        }
     }
     sync_cube();
 
@@ -194,32 +219,33 @@ fn select_mma(
     let first_key = (head / numbers.group) * numbers.key_blocks;
     let mut group = UNIT_POS_Y as usize * comptime!(KEYS);
     while group < reach {
-        score(
+        let tile = KeyTile { head, first_row, first_key, group };
+        let finite = score(
             &queries,
+            &q_inverses,
             &mut masses,
-            k_means,
+            k_halves,
+            k_inverses,
             &numbers,
             &span,
-            first_row,
-            first_key,
-            group,
+            &tile,
             step,
             shape,
         );
+        if !finite {
+            again(q_means, k_means, factors, &mut masses, &numbers, &span, &tile, shape);
+        }
         group += comptime!(rows * KEYS);
     }
     sync_cube();
 
-    // Each plane its own row.
-    let own = UNIT_POS_Y as usize;
-    let row = first_row + own;
     let causal = select(row < numbers.rows, span.causal_blocks(row, block), 0usize);
     let dense = numbers.dense(&span, row, block);
     let place = Row {
         start: own * comptime!(bands * room / 4),
         stride: comptime!(room / 4).runtime(),
         causal: select(dense, 0usize, causal),
-        lane: UNIT_POS_X as usize,
+        lane,
     };
     let most = to_masses::<Const<4>>(&mut masses, &place, bands, comptime!(shape.rule));
     let rule = numbers.rule();
@@ -246,21 +272,34 @@ fn select_mma(
     }
 }
 
-/// Scores of all queries for the keys `group..group + KEYS`, by one warp; −∞ for those that a query
-/// doesn't see.
+/// What a warp scores at once: all queries of the cube for `KEYS` keys.
+#[derive(CubeType, Clone, Copy)]
+struct KeyTile {
+    /// Query head among those of all sequences.
+    head: usize,
+    /// Row of the cube's first query.
+    first_row: usize,
+    /// Index of the head's first key.
+    first_key: usize,
+    /// First key of the tile within its head.
+    group: usize,
+}
+
+/// Scores of a tile, −∞ for keys that a query doesn't see. Returns whether those of this lane are
+/// numbers.
 #[cube]
 fn score(
-    queries: &Shared<[Vector<f32, Const<4>>]>,
+    queries: &Shared<[Vector<u32, Const<4>>]>,
+    q_inverses: &Shared<[f32]>,
     masses: &mut Shared<[Vector<u32, Const<4>>]>,
-    k_means: &[Vector<f32, Const<4>>],
+    k_halves: &[Vector<u32, Const<4>>],
+    k_inverses: &[f32],
     numbers: &SelectNumbers,
     span: &Span,
-    first_row: usize,
-    first_key: usize,
-    group: usize,
+    tile: &KeyTile,
     step: usize,
     #[comptime] shape: MmaShape,
-) {
+) -> bool {
     let bands = comptime!(shape.rule.bands as usize);
     let rows = comptime!(shape.rows());
     let tiles = comptime!(shape.tiles);
@@ -268,7 +307,7 @@ fn score(
     let chunks = comptime!(shape.dim / WIDE);
     let key_tiles = comptime!(KEY_TILES);
     let lane = UNIT_POS_X as usize;
-    let def = MmaDefinition::<tf32, tf32, f32>::new(16usize, 8usize, 8usize);
+    let def = MmaDefinition::<f16, f16, f32>::new(16usize, 8usize, 16usize);
     let size!(NF) = def.vector_size(MatrixIdent::A);
     let size!(NC) = def.vector_size(MatrixIdent::Accumulator);
 
@@ -282,8 +321,8 @@ fn score(
     let mut lines = Array::<usize>::new(key_tiles);
     #[unroll]
     for n in 0..key_tiles {
-        let key = (group + n * 8 + lane / 4).min(numbers.key_blocks - 1);
-        lines[n] = (first_key + key) * chunks + lane % 4;
+        let key = (tile.group + n * 8 + lane / 4).min(numbers.key_blocks - 1);
+        lines[n] = (tile.first_key + key) * chunks + lane % 4;
     }
     let runs = comptime!(shape.groups());
     #[unroll]
@@ -292,38 +331,43 @@ fn score(
         // A step that the compiler doesn't know keeps the loop rolled.
         let mut p = from.runtime();
         while p < to {
-            let mut keys = Sequence::<Array<Vector<tf32, NF>>>::new();
+            let mut keys = Array::<Vector<u32, Const<4>>>::new(key_tiles);
             #[unroll]
             for n in 0..key_tiles {
-                keys.push(halves::<NF>(k_means[lines[n] + p * 4]));
+                keys[n] = k_halves[lines[n] + p * 4];
             }
             #[unroll]
             for t in 0..tiles {
                 let at = (t * 8 + lane / 4) * pitch + p * 4 + lane % 4;
-                let first = halves::<NF>(queries[at]);
-                let mut second = halves::<NF>(Vector::new(0.0f32));
+                let first = queries[at];
+                let mut second = Vector::<u32, Const<4>>::new(0u32);
                 if comptime!(bands == 2) {
-                    second = halves::<NF>(queries[at + rows * pitch]);
+                    second = queries[at + rows * pitch];
                 }
+                // h·h, h·l, l·h: products that add to the same sums stand apart.
                 #[unroll]
-                for s in 0..2usize {
-                    let high = operand::<NF>(&first, &second, s * 2);
-                    let low = operand::<NF>(&first, &second, s * 2 + 4);
-                    // Products that add to the same sums stand apart.
+                for part in 0..3usize {
+                    let (q_at, k_at) = comptime!((part / 2 * 2, part % 2 * 2));
+                    let mut a = Array::<Vector<f16, NF>>::new(4usize);
                     #[unroll]
-                    for n in 0..key_tiles {
-                        let c = comptime!((t * KEY_TILES + n) * 2);
-                        multiply::<NF, NC>(&def, &high, &keys[n], s * 2, &mut sums, c);
+                    for i in 0..2usize {
+                        a[i * 2] = Vector::<f16, NF>::reinterpret(first.extract(q_at + i));
+                        a[i * 2 + 1] = Vector::<f16, NF>::reinterpret(second.extract(q_at + i));
                     }
                     #[unroll]
                     for n in 0..key_tiles {
+                        let mut b = Array::<Vector<f16, NF>>::new(2usize);
+                        #[unroll]
+                        for i in 0..2usize {
+                            b[i] = Vector::<f16, NF>::reinterpret(keys[n].extract(k_at + i));
+                        }
                         let c = comptime!((t * KEY_TILES + n) * 2);
-                        multiply::<NF, NC>(&def, &high, &keys[n], s * 2 + 4, &mut sums, c);
-                    }
-                    #[unroll]
-                    for n in 0..key_tiles {
-                        let c = comptime!((t * KEY_TILES + n) * 2);
-                        multiply::<NF, NC>(&def, &low, &keys[n], s * 2, &mut sums, c);
+                        let mut acc = Array::<Vector<f32, NC>>::new(2usize);
+                        acc[0] = sums[c];
+                        acc[1] = sums[c + 1];
+                        let acc = def.execute::<NF, NF, NC>(&a, &b, &acc);
+                        sums[c] = acc[0];
+                        sums[c + 1] = acc[1];
                     }
                 }
             }
@@ -331,23 +375,30 @@ fn score(
         }
     }
 
-    let mut bad = false;
+    let mut all_finite = true;
     let pairs = masses.with_vector_size_mut::<Const<2>>();
     #[unroll]
-    for t in 0..tiles {
-        let row = t * 8 + lane / 4;
-        let causal = span.causal_blocks(first_row + row, comptime!(shape.block));
+    for n in 0..key_tiles {
+        let key = tile.group + n * 8 + (lane % 4) * 2;
+        let mut inverses = Vector::<f32, Const<2>>::new(0.0f32);
         #[unroll]
-        for n in 0..key_tiles {
-            let key = group + n * 8 + (lane % 4) * 2;
+        for e in 0..2usize {
+            let key = tile.first_key + (key + e).min(numbers.key_blocks - 1);
+            inverses.insert(e, k_inverses[key]);
+        }
+        #[unroll]
+        for t in 0..tiles {
+            let row = t * 8 + lane / 4;
+            let causal = span.causal_blocks(tile.first_row + row, comptime!(shape.block));
             #[unroll]
             for i in 0..bands {
-                let scores = sums[comptime!((t * KEY_TILES + n) * 2 + i)];
+                let inverse = q_inverses[i * rows + row];
+                let products = sums[comptime!((t * KEY_TILES + n) * 2 + i)];
                 let mut pair = Vector::<u32, Const<2>>::new(0xff80_0000u32);
                 #[unroll]
                 for e in 0..2usize {
-                    let score = scores.extract(e);
-                    bad = bad || !finite(score);
+                    let score = products.extract(e) * inverse * inverses.extract(e);
+                    all_finite = all_finite && finite(score);
                     let seen = key + e < causal;
                     pair.insert(e, select(seen, score_bits(score), 0xff80_0000u32));
                 }
@@ -355,46 +406,43 @@ fn score(
             }
         }
     }
-    if bad {
-        again(queries, masses, k_means, numbers, span, first_row, first_key, group, shape);
-    }
+    all_finite
 }
 
 /// Takes the scores anew that this lane wrote, dim by dim.
 #[cube]
 fn again(
-    queries: &Shared<[Vector<f32, Const<4>>]>,
-    masses: &mut Shared<[Vector<u32, Const<4>>]>,
+    q_means: &[Vector<f32, Const<4>>],
     k_means: &[Vector<f32, Const<4>>],
+    factors: &[f32],
+    masses: &mut Shared<[Vector<u32, Const<4>>]>,
     numbers: &SelectNumbers,
     span: &Span,
-    first_row: usize,
-    first_key: usize,
-    group: usize,
+    tile: &KeyTile,
     #[comptime] shape: MmaShape,
 ) {
     let bands = comptime!(shape.rule.bands as usize);
-    let rows = comptime!(shape.rows());
     let chunks = comptime!(shape.dim / WIDE);
     let lane = UNIT_POS_X as usize;
     let masses = masses.with_vector_size_mut::<Const<1>>();
     for at in 0..comptime!(shape.tiles * KEY_TILES * 2) {
         let row = (at / comptime!(KEY_TILES * 2)) * 8 + lane / 4;
-        let key = group + ((at / 2) % comptime!(KEY_TILES)) * 8 + (lane % 4) * 2 + at % 2;
-        if key < span.causal_blocks(first_row + row, comptime!(shape.block)) {
-            let k = (first_key + key) * chunks;
+        let key = tile.group + ((at / 2) % comptime!(KEY_TILES)) * 8 + (lane % 4) * 2 + at % 2;
+        if key < span.causal_blocks(tile.first_row + row, comptime!(shape.block)) {
+            let line = tile.head * numbers.rows + tile.first_row + row;
+            let k = (tile.first_key + key) * chunks;
             #[unroll]
             for i in 0..bands {
-                let q = (i * rows + row) * comptime!(shape.pitch());
+                let z = comptime!(shape.bands.present()[i]);
+                let factor = factors[line * 2 + z];
                 let mut sum = 0.0f32;
                 #[unroll]
                 for c in 0..chunks {
-                    let z = comptime!(shape.bands.present()[i]);
-                    if comptime!(shape.bands.touches(z, c * WIDE, WIDE)) {
-                        let (q, k) = (queries[q + c], k_means[k + c]);
-                        #[unroll]
-                        for e in 0..4usize {
-                            sum = fma(q.extract(e), k.extract(e), sum);
+                    #[unroll]
+                    for e in 0..4usize {
+                        if comptime!(shape.bands.touches(z, c * WIDE + e, 1)) {
+                            let q = q_means[line * chunks + c].extract(e) * factor;
+                            sum = fma(q, k_means[k + c].extract(e), sum);
                         }
                     }
                 }
@@ -403,56 +451,6 @@ fn again(
             }
         }
     }
-}
-
-/// The upper halves of four numbers, then the lower ones.
-#[cube]
-fn halves<NF: Size>(x: Vector<f32, Const<4>>) -> Array<Vector<tf32, NF>> {
-    let mut out = Array::<Vector<tf32, NF>>::new(8usize);
-    #[unroll]
-    for e in 0..4usize {
-        // TF32 has 10 bits of mantissa, f32 23.
-        let high = u32::reinterpret(x.extract(e)) & 0xffff_e000u32;
-        out[e] = Vector::<tf32, NF>::reinterpret(high);
-        out[e + 4] = Vector::<tf32, NF>::reinterpret(x.extract(e) - f32::reinterpret(high));
-    }
-    out
-}
-
-/// The A operand of one step: the first band's queries above the second's.
-#[cube]
-fn operand<NF: Size>(
-    first: &Array<Vector<tf32, NF>>,
-    second: &Array<Vector<tf32, NF>>,
-    #[comptime] at: usize,
-) -> Array<Vector<tf32, NF>> {
-    let mut out = Array::<Vector<tf32, NF>>::new(4usize);
-    out[0] = first[at];
-    out[1] = second[at];
-    out[2] = first[at + 1];
-    out[3] = second[at + 1];
-    out
-}
-
-/// Adds the product with the two parts of a key from `at` on to the accumulator at `c`.
-#[cube]
-fn multiply<NF: Size, NC: Size>(
-    def: &MmaDefinition<tf32, tf32, f32>,
-    a: &Array<Vector<tf32, NF>>,
-    key: &Array<Vector<tf32, NF>>,
-    #[comptime] at: usize,
-    sums: &mut Array<Vector<f32, NC>>,
-    #[comptime] c: usize,
-) {
-    let mut b = Array::<Vector<tf32, NF>>::new(2usize);
-    b[0] = key[at];
-    b[1] = key[at + 1];
-    let mut acc = Array::<Vector<f32, NC>>::new(2usize);
-    acc[0] = sums[c];
-    acc[1] = sums[c + 1];
-    let acc = def.execute::<NF, NF, NC>(a, &b, &acc);
-    sums[c] = acc[0];
-    sums[c + 1] = acc[1];
 }
 
 #[cube]

@@ -31,7 +31,13 @@ pub(crate) fn write_row<S: Size>(
     let first = line.index * line.words_per_row;
     let mut count = 0u32;
     if comptime!(shape.lanes == 32) {
-        for w in 0..line.words_per_row {
+        let held = line.causal.div_ceil(32usize);
+        let mut w = held + row.lane;
+        while w < line.words_per_row {
+            words[first + w] = 0u32;
+            w += 32usize;
+        }
+        for w in 0..held {
             let reads = reads::<S>(scratch, line, row, rule, selected, w * 32 + row.lane, shape);
             let word = plane_ballot(reads).extract(0usize);
             if row.lane == 0 {
