@@ -5,62 +5,57 @@
 //! Operands are sums of two f16 [`halves`](super::halves): q·k = h·h + (h·l + l·h), but for l·l, which
 //! is below f32's own rounding. Where a sum isn't finite, the product is taken anew, dim by dim.
 
-use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
-use half::f16;
 
 use super::halves::{Split, halved, magnitude, scale, split};
-use super::rule::{Row, RuleShape, score_bits, select_row, to_masses};
+use super::rule::{Row, RuleShape, select_row, to_masses};
+use super::scores::{KeyTile, again, score};
 use super::write::{Line, write_row};
 use super::{SelectNumbers, SelectProblem, Selection, buffers, masked};
 use crate::band_mask::BandMask;
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
-use crate::span::{Span, Spans, span};
+use crate::span::{Spans, span};
 use crate::work::{cube_count, launch};
 
 /// Elements of a vector: what a lane reads of a key or a query at once.
-const WIDE: usize = 4;
+pub(super) const WIDE: usize = 4;
 /// Dims that a warp multiplies at once. A lane's four lie side by side, since it doesn't matter which
 /// dim a fragment calls which, as long as both operands agree.
 const DIMS: usize = 16;
 /// Tiles of 8 keys that a warp scores at once.
-const KEY_TILES: usize = 4;
+pub(super) const KEY_TILES: usize = 4;
 const KEYS: usize = KEY_TILES * 8;
-/// Tiles of queries a cube: with two, keys are read from the second-level cache half as often.
-const TILES: usize = 1;
+/// Queries a cube, one a warp. With 16, keys are read from the second-level cache half as often, but
+/// shared memory then holds the masses of one cube, whose warps wait for each other.
+pub(super) const ROWS: usize = 8;
 
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct MmaShape {
-    block: usize,
-    dim: usize,
-    bands: BandMask,
-    rule: RuleShape,
-    ragged: bool,
-    /// Tiles of 8 queries a cube, which has as many warps as queries.
-    tiles: usize,
+pub(super) struct MmaShape {
+    pub block: usize,
+    pub dim: usize,
+    pub bands: BandMask,
+    pub rule: RuleShape,
+    pub ragged: bool,
     /// Masses that a row and band has room for.
-    room: usize,
+    pub room: usize,
 }
 
 impl MmaShape {
-    fn rows(&self) -> usize {
-        self.tiles * 8
-    }
-
     /// Vectors from one query to the next in shared memory: 4 modulo 8, so that the two queries that
     /// eight lanes read at once lie in different banks.
-    fn pitch(&self) -> usize {
+    pub fn pitch(&self) -> usize {
         (self.dim / WIDE - 4).next_multiple_of(8) + 4
     }
 
     fn shared_memory(&self) -> usize {
-        self.rows() * self.rule.bands as usize * (self.pitch() * WIDE + self.room) * 4
+        let bands = self.rule.bands as usize;
+        ROWS * (2 * self.pitch() * WIDE + bands * (self.room + 1)) * 4
     }
 
     /// Runs of groups of dims that any band holds.
-    fn groups(&self) -> Vec<(usize, usize)> {
+    pub fn groups(&self) -> Vec<(usize, usize)> {
         let held = |p: &usize| (0..2).any(|z| self.bands.touches(z, p * DIMS, DIMS));
         let groups: Vec<usize> = (0..self.dim / DIMS).filter(held).collect();
         let runs = groups.chunk_by(|a, b| a + 1 == *b);
@@ -78,23 +73,17 @@ fn layout(capabilities: &Capabilities, problem: &SelectProblem, ragged: bool) ->
     }
     // The four queries that half a warp writes at once lie in different banks.
     let (banks, first) = if bands == 2 { (16, 4) } else { (32, 8) };
-    let shape = |tiles| MmaShape {
+    let shape = MmaShape {
         block: problem.grids[0].block(),
         dim,
         bands: *problem.bands,
         rule: RuleShape::new(problem.rule, 32, bands as u32, capabilities.copy_async),
         ragged,
-        tiles,
         room: key_blocks.next_multiple_of(KEYS).next_multiple_of(banks) + first,
     };
-    let fits = |shape: &MmaShape| {
-        shape.shared_memory() <= capabilities.shared_memory
-            && shape.rows() * 32 <= capabilities.units as usize
-    };
-    [std::env::var("TILES").map_or(TILES, |x| x.parse().unwrap()), 1]
-        .map(shape)
-        .into_iter()
-        .find(fits)
+    let fits = shape.shared_memory() <= capabilities.shared_memory
+        && ROWS * 32 <= capabilities.units as usize;
+    fits.then_some(shape)
 }
 
 /// Whether the kernel runs a problem.
@@ -120,8 +109,8 @@ pub(super) fn launch(
         launch!(
             select_mma,
             client,
-            cube_count(client, heads * selection.rows.div_ceil(shape.rows())),
-            CubeDim::new_2d(32, shape.rows() as u32),
+            cube_count(client, heads * selection.rows.div_ceil(ROWS)),
+            CubeDim::new_2d(32, ROWS as u32),
             q,
             k,
             buffer(&halves, k_rows * shape.dim / WIDE),
@@ -155,14 +144,12 @@ fn select_mma(
 ) {
     let block = comptime!(shape.block);
     let bands = comptime!(shape.rule.bands as usize);
-    let rows = comptime!(shape.rows());
+    let rows = comptime!(ROWS);
     let room = comptime!(shape.room);
     let pitch = comptime!(shape.pitch());
     let chunks = comptime!(shape.dim / WIDE);
-    let mut queries = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
-        comptime!(bands * rows * pitch),
-        16usize,
-    );
+    let mut queries =
+        Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(comptime!(2 * rows * pitch), 16usize);
     let mut q_inverses = Shared::<[f32]>::new_slice(comptime!(bands * rows));
     let mut masses = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
         comptime!(bands * rows * room / 4),
@@ -188,6 +175,9 @@ fn select_mma(
     let lane = UNIT_POS_X as usize;
     let row = first_row + own;
     let line = head * numbers.rows + row.min(numbers.rows - 1);
+    // Of each query and four dims first the upper halves, then the lower ones, as a fragment takes
+    // them: two dims of the first band, the same of the second, the other two dims.
+    let fragments = queries.with_vector_size_mut::<Const<1>>();
     #[unroll]
     for i in 0..bands {
         let z = comptime!(shape.bands.present()[i]);
@@ -205,7 +195,18 @@ fn select_mma(
         while c < chunks {
             let x = q_means[line * chunks + c];
             let x = masked::<Const<4>>(x, factor, c * 4, comptime!(shape.bands), z);
-            queries[(i * rows + own) * pitch + c] = halved(x, scale.factor);
+            let x = halved(x, scale.factor);
+            #[unroll]
+            for part in 0..2usize {
+                let at = ((part * rows + own) * pitch + c) * 4;
+                #[unroll]
+                for pair in 0..2usize {
+                    fragments[at + pair * 2 + i] = Vector::new(x.extract(part * 2 + pair));
+                    if comptime!(bands == 1) {
+                        fragments[at + pair * 2 + 1] = Vector::new(0u32);
+                    }
+                }
+            }
             c += 32usize;
         }
         if lane == 0 {
@@ -270,190 +271,4 @@ fn select_mma(
             comptime!(shape.rule),
         );
     }
-}
-
-/// What a warp scores at once: all queries of the cube for `KEYS` keys.
-#[derive(CubeType, Clone, Copy)]
-struct KeyTile {
-    /// Query head among those of all sequences.
-    head: usize,
-    /// Row of the cube's first query.
-    first_row: usize,
-    /// Index of the head's first key.
-    first_key: usize,
-    /// First key of the tile within its head.
-    group: usize,
-}
-
-/// Scores of a tile, −∞ for keys that a query doesn't see. Returns whether those of this lane are
-/// numbers.
-#[cube]
-fn score(
-    queries: &Shared<[Vector<u32, Const<4>>]>,
-    q_inverses: &Shared<[f32]>,
-    masses: &mut Shared<[Vector<u32, Const<4>>]>,
-    k_halves: &[Vector<u32, Const<4>>],
-    k_inverses: &[f32],
-    numbers: &SelectNumbers,
-    span: &Span,
-    tile: &KeyTile,
-    step: usize,
-    #[comptime] shape: MmaShape,
-) -> bool {
-    let bands = comptime!(shape.rule.bands as usize);
-    let rows = comptime!(shape.rows());
-    let tiles = comptime!(shape.tiles);
-    let pitch = comptime!(shape.pitch());
-    let chunks = comptime!(shape.dim / WIDE);
-    let key_tiles = comptime!(KEY_TILES);
-    let lane = UNIT_POS_X as usize;
-    let def = MmaDefinition::<f16, f16, f32>::new(16usize, 8usize, 16usize);
-    let size!(NF) = def.vector_size(MatrixIdent::A);
-    let size!(NC) = def.vector_size(MatrixIdent::Accumulator);
-
-    // Of each tile of queries and of keys the first band's pair of scores and the second's.
-    let mut sums = Array::<Vector<f32, NC>>::new(comptime!(tiles * KEY_TILES * 2));
-    #[unroll]
-    for i in 0..comptime!(tiles * KEY_TILES * 2) {
-        sums[i] = Vector::new(0.0f32);
-    }
-    // The lane's key of each tile, and its dims.
-    let mut lines = Array::<usize>::new(key_tiles);
-    #[unroll]
-    for n in 0..key_tiles {
-        let key = (tile.group + n * 8 + lane / 4).min(numbers.key_blocks - 1);
-        lines[n] = (tile.first_key + key) * chunks + lane % 4;
-    }
-    let runs = comptime!(shape.groups());
-    #[unroll]
-    for run in 0..comptime!(runs.len()) {
-        let (from, to) = comptime!(runs[run]);
-        // A step that the compiler doesn't know keeps the loop rolled.
-        let mut p = from.runtime();
-        while p < to {
-            let mut keys = Array::<Vector<u32, Const<4>>>::new(key_tiles);
-            #[unroll]
-            for n in 0..key_tiles {
-                keys[n] = k_halves[lines[n] + p * 4];
-            }
-            #[unroll]
-            for t in 0..tiles {
-                let at = (t * 8 + lane / 4) * pitch + p * 4 + lane % 4;
-                let first = queries[at];
-                let mut second = Vector::<u32, Const<4>>::new(0u32);
-                if comptime!(bands == 2) {
-                    second = queries[at + rows * pitch];
-                }
-                // h·h, h·l, l·h: products that add to the same sums stand apart.
-                #[unroll]
-                for part in 0..3usize {
-                    let (q_at, k_at) = comptime!((part / 2 * 2, part % 2 * 2));
-                    let mut a = Array::<Vector<f16, NF>>::new(4usize);
-                    #[unroll]
-                    for i in 0..2usize {
-                        a[i * 2] = Vector::<f16, NF>::reinterpret(first.extract(q_at + i));
-                        a[i * 2 + 1] = Vector::<f16, NF>::reinterpret(second.extract(q_at + i));
-                    }
-                    #[unroll]
-                    for n in 0..key_tiles {
-                        let mut b = Array::<Vector<f16, NF>>::new(2usize);
-                        #[unroll]
-                        for i in 0..2usize {
-                            b[i] = Vector::<f16, NF>::reinterpret(keys[n].extract(k_at + i));
-                        }
-                        let c = comptime!((t * KEY_TILES + n) * 2);
-                        let mut acc = Array::<Vector<f32, NC>>::new(2usize);
-                        acc[0] = sums[c];
-                        acc[1] = sums[c + 1];
-                        let acc = def.execute::<NF, NF, NC>(&a, &b, &acc);
-                        sums[c] = acc[0];
-                        sums[c + 1] = acc[1];
-                    }
-                }
-            }
-            p += step;
-        }
-    }
-
-    let mut all_finite = true;
-    let pairs = masses.with_vector_size_mut::<Const<2>>();
-    #[unroll]
-    for n in 0..key_tiles {
-        let key = tile.group + n * 8 + (lane % 4) * 2;
-        let mut inverses = Vector::<f32, Const<2>>::new(0.0f32);
-        #[unroll]
-        for e in 0..2usize {
-            let key = tile.first_key + (key + e).min(numbers.key_blocks - 1);
-            inverses.insert(e, k_inverses[key]);
-        }
-        #[unroll]
-        for t in 0..tiles {
-            let row = t * 8 + lane / 4;
-            let causal = span.causal_blocks(tile.first_row + row, comptime!(shape.block));
-            #[unroll]
-            for i in 0..bands {
-                let inverse = q_inverses[i * rows + row];
-                let products = sums[comptime!((t * KEY_TILES + n) * 2 + i)];
-                let mut pair = Vector::<u32, Const<2>>::new(0xff80_0000u32);
-                #[unroll]
-                for e in 0..2usize {
-                    let score = products.extract(e) * inverse * inverses.extract(e);
-                    all_finite = all_finite && finite(score);
-                    let seen = key + e < causal;
-                    pair.insert(e, select(seen, score_bits(score), 0xff80_0000u32));
-                }
-                pairs[((row * bands + i) * comptime!(shape.room) + key) / 2] = pair;
-            }
-        }
-    }
-    all_finite
-}
-
-/// Takes the scores anew that this lane wrote, dim by dim.
-#[cube]
-fn again(
-    q_means: &[Vector<f32, Const<4>>],
-    k_means: &[Vector<f32, Const<4>>],
-    factors: &[f32],
-    masses: &mut Shared<[Vector<u32, Const<4>>]>,
-    numbers: &SelectNumbers,
-    span: &Span,
-    tile: &KeyTile,
-    #[comptime] shape: MmaShape,
-) {
-    let bands = comptime!(shape.rule.bands as usize);
-    let chunks = comptime!(shape.dim / WIDE);
-    let lane = UNIT_POS_X as usize;
-    let masses = masses.with_vector_size_mut::<Const<1>>();
-    for at in 0..comptime!(shape.tiles * KEY_TILES * 2) {
-        let row = (at / comptime!(KEY_TILES * 2)) * 8 + lane / 4;
-        let key = tile.group + ((at / 2) % comptime!(KEY_TILES)) * 8 + (lane % 4) * 2 + at % 2;
-        if key < span.causal_blocks(tile.first_row + row, comptime!(shape.block)) {
-            let line = tile.head * numbers.rows + tile.first_row + row;
-            let k = (tile.first_key + key) * chunks;
-            #[unroll]
-            for i in 0..bands {
-                let z = comptime!(shape.bands.present()[i]);
-                let factor = factors[line * 2 + z];
-                let mut sum = 0.0f32;
-                #[unroll]
-                for c in 0..chunks {
-                    #[unroll]
-                    for e in 0..4usize {
-                        if comptime!(shape.bands.touches(z, c * WIDE + e, 1)) {
-                            let q = q_means[line * chunks + c].extract(e) * factor;
-                            sum = fma(q, k_means[k + c].extract(e), sum);
-                        }
-                    }
-                }
-                let place = (row * bands + i) * comptime!(shape.room) + key;
-                masses[place] = Vector::new(score_bits(sum));
-            }
-        }
-    }
-}
-
-#[cube]
-fn finite(x: f32) -> bool {
-    u32::reinterpret(x) & 0x7f80_0000u32 != 0x7f80_0000u32
 }

@@ -9,6 +9,7 @@ mod halves;
 mod mma;
 mod plane;
 mod rule;
+mod scores;
 mod search;
 mod second_order;
 mod sub_blocks;

@@ -50,8 +50,7 @@ pub(super) enum Search {
 /// Of each of the first `bands` bands the smallest prefix whose sum reaches `target`: every block
 /// that takes part if none does. No block of band z is heavier than `most`\[z\].
 ///
-/// Bounds close in on the lightest mass that is kept, to a quarter a round, until they hold a single
-/// block, or blocks of one mass, of which the first ones complete the prefix. Sums tell how many
+/// Bounds close in on the lightest mass that is kept, until they hold a single block, or blocks of one mass, of which the first ones complete the prefix. Sums tell how many
 /// they hold: two blocks weigh at least twice the lower bound together, and one, being below the
 /// upper bound, weighs less. The bands are searched side by side.
 #[cube]
@@ -157,22 +156,23 @@ pub(super) fn heaviest<S: Size>(
     Prefixes { lightest, last }
 }
 
-/// Bounds between `lower` and `upper` for band `z`, at quarters of their distance on a logarithmic
-/// scale: masses spread over many powers of two. Very near each other, at quarters of the distance.
+/// Bounds between `lower` and `upper` for band `z`: where they are far apart, at a sixteenth, a
+/// quarter and half of the distance, since masses spread over many powers of two, otherwise at
+/// quarters.
 #[cube]
 fn between(bounds: &mut Array<u32>, lower: u32, upper: u32, #[comptime] z: usize) {
-    let from = u32::reinterpret(f32::cast_from(lower) + 1.0f32);
-    let to = u32::reinterpret(f32::cast_from(upper) + 1.0f32);
-    let near = to - from < 64u32;
-    let highest = (upper - 1u32).max(lower + 1u32);
-    #[unroll]
-    for j in 0..comptime!(BOUNDS) {
-        let part = comptime!(j as u32 + 1);
-        let even = lower + ((upper - lower) >> 2u32) * part;
-        let log = f32::reinterpret(from + ((to - from) >> 2u32) * part) - 1.0f32;
-        let bound = select(near, even, u32::cast_from(log));
-        bounds[comptime!(z * BOUNDS + j)] = bound.max(lower + 1u32).min(highest);
-    }
+    let distance = upper - lower;
+    let far = distance >> 1u32 > lower;
+    let quarter = distance >> 2u32;
+    let half = distance >> 1u32;
+    let parts = (
+        select(far, distance >> 4u32, quarter),
+        select(far, quarter, half),
+        select(far, half, half + quarter),
+    );
+    bounds[z * comptime!(BOUNDS)] = lower + parts.0.max(1u32);
+    bounds[z * comptime!(BOUNDS) + 1] = lower + parts.1.max(1u32);
+    bounds[z * comptime!(BOUNDS) + 2] = lower + parts.2.max(1u32);
 }
 
 /// The index of block number `wanted` among those that weigh `mass`.
@@ -234,9 +234,9 @@ fn above<S: Size>(
         sums[j] = 0u32;
     }
     let mut i = row.lane;
-    if comptime!(search == Search::Mass && shape.lanes > 1) {
+    let ahead = comptime!(AHEAD.div_ceil(width));
+    if comptime!(search == Search::Mass && shape.lanes > 1 && ahead > 1) {
         // Independent reads at once.
-        let ahead = comptime!(AHEAD.div_ceil(width));
         while i + (ahead - 1) * step < vectors {
             #[unroll]
             for n in 0..ahead {
@@ -280,7 +280,9 @@ fn add_above<S: Size>(
             for j in 0..comptime!(BOUNDS) {
                 let at = comptime!(z * BOUNDS + j);
                 if comptime!(search == Search::Mass) {
-                    sums[at] += select(x >= bounds[at], x, 0u32);
+                    if x >= bounds[at] {
+                        sums[at] += x;
+                    }
                 } else {
                     let v = i * width + e;
                     let heavy = v < row.causal && (x & comptime!(SELECTED - 1)) >= bounds[at];
