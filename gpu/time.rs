@@ -174,12 +174,14 @@ impl Shape {
         }
     }
 
-    /// What a sparse call allocates besides its output: means, energies, factors, selection, order.
+    /// What a sparse call allocates besides its output: means, energies, factors, the keys' halves,
+    /// selection, order.
     pub(crate) fn extra_memory(&self) -> String {
         let blocks = self.len.div_ceil(BLOCK);
         let means = (self.q_heads + self.kv_heads) * blocks * (self.dim * 4 + 16);
         let rows = self.q_heads * blocks;
-        let bytes = means + rows * (8 + blocks.div_ceil(32) * 4 + 4 + 4);
+        let halves = self.kv_heads * blocks * (self.dim + 1) * 4;
+        let bytes = means + halves + rows * (8 + blocks.div_ceil(32) * 4 + 4 + 4);
         format!("{:.1} MiB besides the output", bytes as f64 / f64::from(1 << 20))
     }
 

@@ -1,5 +1,4 @@
-//! Every rung against the definition in f64 on sampled rows, with outputs poisoned beforehand;
-//! the selection against `prism_core` bit for bit, on scores that every order of summation gives.
+//! Every rung against the definition in f64 on sampled rows, with outputs poisoned beforehand.
 
 use cubecl::prelude::*;
 use gpu::report::{Check, Run};
@@ -12,10 +11,10 @@ use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::pool::{pool, pool_one};
 use prism_kernels::schedule::schedule;
-use prism_kernels::select::{SelectProblem, SelectRung, select_blocks_on};
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
+use crate::select;
 use gpu::Gpu;
 use gpu::data::{
     Dims, exact, poisoned, random_selection, read, tensor, upload, upload_values, value,
@@ -69,7 +68,8 @@ pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut 
         }
     }
     tasks.push(Box::new(|run| bad_values(gpu, run)));
-    tasks.push(Box::new(|run| rule(gpu, run)));
+    tasks.push(Box::new(|run| select::exact(gpu, run)));
+    tasks.push(Box::new(|run| select::wild(gpu, run)));
     tasks.push(Box::new(|run| pooling(gpu, run)));
     tasks.push(Box::new(|run| far_strides(gpu, run)));
     tasks.iter().enumerate().filter(|(i, _)| i % shards == shard).for_each(|(_, task)| task(run));
@@ -204,7 +204,7 @@ fn bad_values(gpu: &Gpu, run: &mut Run) {
     }
 }
 
-fn push(run: &mut Run, name: String, result: Result<String, String>) {
+pub fn push(run: &mut Run, name: String, result: Result<String, String>) {
     let (passed, detail) = match result {
         Ok(detail) => (true, detail),
         Err(detail) => (false, detail),
@@ -282,76 +282,6 @@ fn compare(
         Ok(detail)
     } else {
         Err(detail)
-    }
-}
-
-/// The rule on pooled vectors of small integers and factors that are powers of two: every order
-/// of summation gives the same scores, so the selections must be equal bit for bit.
-fn rule(gpu: &Gpu, run: &mut Run) {
-    let Gpu { client, capabilities } = gpu;
-    let plain = SelectionRule::default();
-    let bare = SelectionRule { sink_blocks: 0, recent_blocks: 0, dense_last_blocks: 0, ..plain };
-    let rules = [
-        plain,
-        SelectionRule { budget: Budget::Mass(0.9), ..bare },
-        SelectionRule { budget: Budget::TopK(7), ..bare },
-        SelectionRule { budget: Budget::TopK(1), min_blocks: 9, ..bare },
-        SelectionRule { budget: Budget::Mass(0.8), max_blocks: Some(5), ..plain },
-    ];
-    let dim = 64;
-    let bands = Bands::new(BandRule::Dims { high: 16, low: 64 }, Some(&Rope::new(1e4)), dim, 128)
-        .expect("bands of a head");
-    let mask = BandMask::new(&bands);
-    for key_blocks in [1, 31, 32, 33, 257, 1024, 8192, 9000] {
-        let rows = 16.min(key_blocks);
-        let (q_len, kv_len) = (rows * 128, key_blocks * 128);
-        let shape =
-            AttentionShape::new([1, 4, q_len, dim], [1, 2, kv_len, dim], [1, 2, kv_len, dim])
-                .expect("a shape");
-        let grids = [BlockGrid::new(128, q_len, kv_len).expect("a grid")];
-        let whole = |seed, len| -> Vec<f32> {
-            (0..len).map(|i| (value(seed, i, Element::F32) * 1.2).round() as f32).collect()
-        };
-        let (q, k) = (whole(5, 4 * rows * dim), whole(6, 2 * key_blocks * dim));
-        let (q_means, k_means) = (
-            client.create_from_slice(f32::as_bytes(&q)),
-            client.create_from_slice(f32::as_bytes(&k)),
-        );
-        // 1/√16 and 1/√64.
-        let factors: Vec<f32> = (0..4 * rows).flat_map(|_| [0.25, 0.125]).collect();
-        let factors = client.create_from_slice(f32::as_bytes(&factors));
-        for rule in &rules {
-            let want = oracle::select(&q, &k, &shape, &grids, &bands, Calibration::Off, rule);
-            let problem = SelectProblem::new(
-                &q_means,
-                &k_means,
-                &factors,
-                [4, 2, dim],
-                &grids,
-                &mask,
-                rule,
-                false,
-            );
-            for rung in SelectRung::LADDER {
-                if !rung.runs(capabilities, &problem) {
-                    continue;
-                }
-                let got = select_blocks_on(client, capabilities, &problem, rung);
-                let bytes = client.read_one(got.words.clone()).expect("the kernel ran");
-                let words: &[u32] = bytemuck::cast_slice(&bytes);
-                let differing: u32 =
-                    words.iter().zip(want.words()).map(|(a, b)| (a ^ b).count_ones()).sum();
-                let bytes = client.read_one(got.counts.clone()).expect("the kernel ran");
-                let counts_equal = bytemuck::cast_slice::<_, u32>(&bytes) == want.counts();
-                let name = format!("select {rung:?} {key_blocks} blocks {:?}", rule.budget);
-                let detail = format!("{differing} bits differ, counts equal: {counts_equal}");
-                push(
-                    run,
-                    name,
-                    if differing == 0 && counts_equal { Ok(detail) } else { Err(detail) },
-                );
-            }
-        }
     }
 }
 
