@@ -21,6 +21,9 @@ pub mod band_mask;
 pub mod calibrate;
 pub mod capabilities;
 mod fixed;
+#[cfg(any(feature = "cuda-cpp", feature = "offline"))]
+mod hopper;
+pub mod matmul;
 pub mod moments;
 #[cfg(feature = "offline")]
 pub mod offline;
@@ -32,5 +35,6 @@ mod span;
 mod work;
 
 pub use capabilities::Capabilities;
+pub use matmul::Matrix;
 pub use operand::{Element, Operand};
 pub use span::Spans;
