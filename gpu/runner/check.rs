@@ -16,6 +16,7 @@ use prism_kernels::select::{SelectProblem, SelectRung, select_blocks_on};
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
+use crate::check_matmul;
 use gpu::Gpu;
 use gpu::data::{
     Dims, exact, poisoned, random_selection, read, tensor, upload, upload_values, value,
@@ -23,7 +24,8 @@ use gpu::data::{
 
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
 
-pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut Run) {
+/// Checks this shard's part of the catalogue: small shapes only, or only the matrix product, if so asked.
+pub fn check(gpu: &Gpu, small: bool, matmul: bool, (shard, shards): (usize, usize), run: &mut Run) {
     let mut cases: Vec<(Dims, usize, Option<Vec<(usize, usize)>>)> = Vec::new();
     let groups = [(1, 1), (3, 1), (8, 2), (7, 1), (16, 2)];
     for (i, len) in [1, 127, 128, 129].into_iter().enumerate() {
@@ -72,6 +74,10 @@ pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut 
     tasks.push(Box::new(|run| rule(gpu, run)));
     tasks.push(Box::new(|run| pooling(gpu, run)));
     tasks.push(Box::new(|run| far_strides(gpu, run)));
+    if matmul {
+        tasks.clear();
+    }
+    tasks.extend(check_matmul::tasks(gpu, small));
     tasks.iter().enumerate().filter(|(i, _)| i % shards == shard).for_each(|(_, task)| task(run));
 }
 
@@ -204,7 +210,7 @@ fn bad_values(gpu: &Gpu, run: &mut Run) {
     }
 }
 
-fn push(run: &mut Run, name: String, result: Result<String, String>) {
+pub fn push(run: &mut Run, name: String, result: Result<String, String>) {
     let (passed, detail) = match result {
         Ok(detail) => (true, detail),
         Err(detail) => (false, detail),

@@ -93,11 +93,8 @@ fn says_what_it_does_not_take() {
     let error = MatmulError::Offset { operand: "x", got: 8 };
     assert_eq!(checked(&shifted, &w, plain), Err(error));
     let residual = checked(&x, &w, Epilogue::Residual(&rows([300, 128])));
-    let error = MatmulError::Shape {
-        operand: "the residual",
-        got: [300, 128],
-        expected: [300, 256],
-    };
+    let error =
+        MatmulError::Shape { operand: "the residual", got: [300, 128], expected: [300, 256] };
     assert_eq!(residual, Err(error));
     let message = MatmulError::Multiple { extent: "N", multiple: 16, got: 264 }.to_string();
     assert_eq!(message, "N must be a multiple of 16, got 264");
