@@ -3,6 +3,7 @@
 //! The order of a sparse call: [`pool`] means of Q and K blocks, [`calibrate`] the factors on their
 //! scores, [`select`] the key blocks that each row reads, [`schedule`] the rows, [`attend`]. Each
 //! rule stands in [`prism_core`]; here is the device code and its launches, on any CubeCL runtime.
+//! [`matmul`] computes the projections around them.
 //! Which kernel runs is chosen on the host from [`Capabilities`].
 
 // Device code is CubeCL's language: conditions on compile-time values stand by themselves, loops

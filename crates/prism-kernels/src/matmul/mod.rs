@@ -2,12 +2,15 @@
 //! before anything is stored: a residual added, or SwiGLU applied.
 //!
 //! A cube stays on its multiprocessor and computes one tile of 128 rows and 256 columns after the other.
-//! One thread, the [`producer`], has tiles of X and W copied into a ring in shared memory by TMA; two
-//! warpgroups, the [`consumer`]s, own 64 rows each: they multiply by `wgmma`, keep [`accumulators`] in
+//! One thread, the producer, has tiles of X and W copied into a ring in shared memory by TMA; two
+//! warpgroups, the consumers, own 64 rows each: they multiply by `wgmma`, keep f32 accumulators in
 //! registers, and round and store them. Two cubes, one below the other, form a cluster: each fetches half
 //! of the tile of W that both need, for both.
 //!
-//! Which products run is told by [`check`]: callers fall back on others.
+//! Made for many rows. Few rows make few tiles, and leave most multiprocessors without work: a token at a
+//! time, other kernels are quicker.
+//!
+//! Which products run is told by [`check()`]: callers fall back on others.
 
 #[cfg(any(feature = "cuda-cpp", feature = "offline"))]
 mod accumulators;
@@ -73,7 +76,7 @@ impl MatmulProblem<'_> {
 /// The product, row-major and without gaps, in the element type of X; accumulated in f32.
 ///
 /// # Errors
-/// What [`check`] says.
+/// What [`check()`] says.
 pub fn matmul(
     client: &Client,
     capabilities: &Capabilities,
@@ -91,7 +94,7 @@ pub fn matmul(
 /// Every element of it is written, and nothing between its rows. It must not overlap X or W.
 ///
 /// # Errors
-/// What [`check`] says, and likewise of the output.
+/// What [`check()`] says, and likewise of the output.
 pub fn matmul_into(
     client: &Client,
     capabilities: &Capabilities,
