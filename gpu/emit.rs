@@ -11,6 +11,7 @@ use prism_core::{BlockGrid, Calibration, Rope, SelectionRule, Side};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
+use prism_kernels::matmul::{Epilogue, MatmulProblem, interleave, matmul};
 use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
 use prism_kernels::pool::{pool, pool_one};
@@ -18,7 +19,7 @@ use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
     select_by_second_order,
 };
-use prism_kernels::{Element, Operand};
+use prism_kernels::{Element, Matrix, Operand};
 
 #[derive(Parser)]
 struct Arguments {
@@ -39,6 +40,7 @@ fn main() -> Result<()> {
             }
         }
     }
+    all.extend(products(&client)?);
     for (name, source) in &all {
         let path = folder.join(format!("{name}.cu"));
         std::fs::write(&path, source).with_context(|| format!("can't write {}", path.display()))?;
@@ -131,6 +133,51 @@ fn kernels(
             attend_on(client, &capabilities, &sparse, AttendRung::Hopper);
         });
         all.extend(recorded.into_iter().map(|(name, source)| (format!("{name}_sparse"), source)));
+    }
+    Ok(all)
+}
+
+/// The matrix product: every epilogue, both orders of the weight, with and without clusters.
+fn products(client: &cubecl::client::Client) -> Result<Vec<(String, String)>> {
+    let capabilities = hopper();
+    let mut all = Vec::new();
+    for (element, type_name) in [(Element::BF16, "bf16"), (Element::F16, "f16")] {
+        let ([m, n, k], buffer) = ([512, 1024, 256], client.empty(4));
+        let row_major = |shape| Matrix::row_major(buffer.clone(), shape, element);
+        let column_major = |shape| Matrix::column_major(buffer.clone(), shape, element);
+        let residual = row_major([m, n]);
+        for (w, order) in [(row_major([k, n]), "kn"), (column_major([k, n]), "nk")] {
+            for (epilogue, name) in [
+                (Epilogue::Plain, "plain"),
+                (Epilogue::Residual(&residual), "residual"),
+                (Epilogue::SwiGlu, "swiglu"),
+            ] {
+                // A product of few rows has no use for clusters.
+                for m in if name == "plain" { vec![m, 128] } else { vec![m] } {
+                    let x = row_major([m, k]);
+                    let problem = MatmulProblem::new(&x, &w, epilogue);
+                    let mut result = Ok(());
+                    let recorded = sources(|| {
+                        result = matmul(client, &capabilities, &problem).map(drop);
+                    });
+                    result?;
+                    let suffix = format!("{name}_{order}_{type_name}");
+                    let named = |(kernel, source)| (format!("{kernel}_{suffix}"), source);
+                    all.extend(recorded.into_iter().map(named));
+                }
+            }
+        }
+        if element == Element::BF16 {
+            for (half, order) in [(row_major([k, n]), "kn"), (column_major([k, n]), "nk")] {
+                let mut result = Ok(());
+                let recorded = sources(|| {
+                    result = interleave(client, &half, &half).map(drop);
+                });
+                result?;
+                let named = |(kernel, source)| (format!("{kernel}_{order}"), source);
+                all.extend(recorded.into_iter().map(named));
+            }
+        }
     }
     Ok(all)
 }

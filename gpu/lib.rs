@@ -1,6 +1,7 @@
 //! What a GPU machine is asked, and what it answered.
 
 pub mod data;
+pub mod matmul;
 mod million;
 pub mod report;
 pub mod time;

@@ -1,10 +1,13 @@
-"""Times the dense causal attention of others on this machine's GPU: what our kernels compare with.
+"""Times the attention and matrix products of others on this machine's GPU: what our kernels compare with.
 
     python3 peers.py --out peers.json [--lengths 8192,32768] [--seconds 75]
+    python3 peers.py --out peers.json --matmul [--seconds 75]
 
 FlashAttention-3 (package fa3-fwd), and cuDNN's and FlashAttention-2's attention in torch: batch 1, 32
 query heads, 8 key and value heads, bf16, random normal inputs, head_dim 128 at every length and 64 at
 32768. A backend that is missing or refuses a shape is skipped and named on stderr and in the file.
+With --matmul, instead: torch.matmul (cuBLAS) of bf16 with the weights [N, K] of a linear layer, in the
+shapes of gpu/matmul.rs.
 
 Sustained: the median of three windows of back-to-back calls, 0.35 s or longer each, after as long a
 warm-up; a long run is slower than a short one, because the card reaches its power limit. Burst: at
@@ -21,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +34,18 @@ from torch.nn.functional import scaled_dot_product_attention
 HEADS, KV_HEADS, TILE = 32, 8, 128
 WINDOW, WINDOWS = 0.35, 3
 BURST, BURST_CALLS, IDLE = 0.015, 10, 0.7
+# M, N, K, as in gpu/matmul.rs.
+PRODUCTS = [
+    (131072, 6144, 4096),
+    (131072, 4096, 4096),
+    (131072, 28672, 4096),
+    (131072, 4096, 14336),
+    (4096, 6144, 4096),
+    (4096, 4096, 4096),
+    (4096, 28672, 4096),
+    (4096, 4096, 14336),
+    (8192, 8192, 8192),
+]
 # Q, K, V as [batch, heads, length, head_dim] to a call without arguments and a note.
 Peer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[Callable, str]]
 
@@ -149,6 +165,33 @@ def measure(name: str, peer: Peer, length: int, head_dim: int) -> dict:
     }
 
 
+def product(m: int, n: int, k: int) -> dict:
+    """The record of a matrix product, whose M, N and K go by the names of lengths and a head_dim."""
+    generator = torch.Generator("cuda").manual_seed(m + n + k)
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    x, w = (torch.randn(shape, generator=generator, **options) for shape in ((m, k), (n, k)))
+    out = torch.empty((m, n), **options)
+    call = lambda: torch.matmul(x, w.t(), out=out)
+    long = sustained(call)
+    return {
+        "what": "matmul",
+        "rung": "cublas",
+        "dtype": "bf16",
+        "batch": 1,
+        "q_heads": 1,
+        "kv_heads": 1,
+        "q_len": m,
+        "kv_len": n,
+        "head_dim": k,
+        "density": 1.0,
+        "ms": long * 1e3,
+        "ms_burst": burst(call, long) * 1e3,
+        "tflops": 2 * m * n * k / long / 1e12,
+        "peer": True,
+        "note": "",
+    }
+
+
 def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
@@ -159,6 +202,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lengths", type=numbers, default=[8192 << n for n in range(5)])
     parser.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS))
+    parser.add_argument("--matmul", action="store_true", help="matrix products, no attention")
     parser.add_argument("--seconds", type=float, default=75.0, help="start no timing after this")
     args = parser.parse_args()
     if unknown := set(args.peers) - set(PEERS):
@@ -179,7 +223,7 @@ def main() -> None:
         run["notes"].append(f"skipped: {what}: {why}")
 
     peers = {}
-    for name in args.peers:
+    for name in [] if args.matmul else args.peers:
         try:
             peer = PEERS[name]()
             run["checks"].append(check(name, peer))
@@ -189,20 +233,25 @@ def main() -> None:
 
     shapes = [(length, 128) for length in args.lengths]
     shapes += [(32768, 64)] if 32768 in args.lengths else []
-    for length, head_dim in shapes:
-        for name, peer in peers.items():
-            what = f"{name}, {length} tokens, head_dim {head_dim}"
-            if time.monotonic() - start > args.seconds:
-                skip(what, f"the {args.seconds:.0f} s are over")
-                continue
-            try:
-                record = measure(name, peer, length, head_dim)
-            except Exception as error:
-                skip(what, reason(error))
-                continue
-            run["records"].append(record)
-            args.out.write_text(json.dumps(run, indent=1, allow_nan=False))
-            print(f"{what}: {record['ms']:.3f} ms, {record['tflops']:.0f} TFLOP/s", flush=True)
+    timings = [
+        (f"{name}, {length} tokens, head_dim {dim}", partial(measure, name, peer, length, dim))
+        for length, dim in shapes
+        for name, peer in peers.items()
+    ]
+    if args.matmul:
+        timings = [(f"matmul {m}x{n}x{k}", partial(product, m, n, k)) for m, n, k in PRODUCTS]
+    for what, timing in timings:
+        if time.monotonic() - start > args.seconds:
+            skip(what, f"the {args.seconds:.0f} s are over")
+            continue
+        try:
+            record = timing()
+        except Exception as error:
+            skip(what, reason(error))
+            continue
+        run["records"].append(record)
+        args.out.write_text(json.dumps(run, indent=1, allow_nan=False))
+        print(f"{what}: {record['ms']:.3f} ms, {record['tflops']:.0f} TFLOP/s", flush=True)
     args.out.write_text(json.dumps(run, indent=1, allow_nan=False))
 
 

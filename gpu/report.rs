@@ -14,6 +14,11 @@ use serde::{Deserialize, Serialize};
 pub const FLASH_ATTENTION_3: &str = "flash-attention-3";
 /// The rung of the second such peer: torch's cuDNN attention, dense.
 pub const CUDNN: &str = "cudnn";
+/// Matrix products: the record's `q_len`, `kv_len` and `head_dim` are M, N and K. With an epilogue, what
+/// it is follows the name.
+pub const MATMUL: &str = "matmul";
+/// The rung of their peer: torch's product of matrices.
+pub const CUBLAS: &str = "cublas";
 /// The parts of one sparse call, in the order they run.
 pub const PARTS: [&str; 3] = ["pool", "select", "attend"];
 
@@ -77,6 +82,10 @@ impl Record {
     /// Whether the record does all of what a dense attention does, so that a ratio means something.
     fn is_attention(&self) -> bool {
         ["dense", "attend", "prism"].contains(&self.what.as_str())
+    }
+
+    fn is_product(&self) -> bool {
+        self.what.starts_with(MATMUL)
     }
 }
 
@@ -162,12 +171,17 @@ impl Run {
         plots::breakdown(&folder.join("breakdown.svg"), self)
     }
 
-    /// How many times as long the dense attention of `peer` takes at the shape of `record`.
+    /// How many times as long the dense attention of `peer` takes at the shape of `record`; of a matrix
+    /// product, with whatever epilogue, how many times as long the product alone takes [`CUBLAS`].
     pub fn ratio(&self, record: &Record, peer: &str) -> Option<f64> {
-        let dense = self.records.iter().find(|other| {
-            other.peer && other.what == "dense" && other.rung == peer && other.same_shape(record)
+        let (what, comparable) = match peer {
+            CUBLAS => (MATMUL, record.is_product()),
+            _ => ("dense", record.is_attention()),
+        };
+        let other = self.records.iter().find(|other| {
+            other.peer && other.what == what && other.rung == peer && other.same_shape(record)
         })?;
-        record.is_attention().then(|| dense.ms / record.ms)
+        comparable.then(|| other.ms / record.ms)
     }
 }
 
@@ -234,6 +248,20 @@ mod tests {
         assert_eq!(run.ratio(&attend, CUDNN), None);
         assert_eq!(run.ratio(&record("attend", "hopper", 65536, 5.0), FLASH_ATTENTION_3), None);
         assert_eq!(run.ratio(&record("pool", "plane", 32768, 0.1), FLASH_ATTENTION_3), None);
+    }
+
+    #[test]
+    fn products_compare_with_products_of_their_size() {
+        let mut peer = record(MATMUL, CUBLAS, 4096, 1.0);
+        peer.peer = true;
+        let run = run(vec![peer, record("dense", FLASH_ATTENTION_3, 4096, 2.0)]);
+        for what in [MATMUL, "matmul + swiglu"] {
+            let ours = record(what, "hopper", 4096, 0.5);
+            assert_eq!(run.ratio(&ours, CUBLAS), Some(2.0));
+            assert_eq!(run.ratio(&ours, FLASH_ATTENTION_3), None);
+        }
+        assert_eq!(run.ratio(&record("dense", "hopper", 4096, 0.5), CUBLAS), None);
+        assert_eq!(run.ratio(&record(MATMUL, "hopper", 8192, 0.5), CUBLAS), None);
     }
 
     #[test]

@@ -4,8 +4,9 @@
 #
 #   gpu/run.sh check      the kernels against the oracle, and the tests of the tensor functions
 #   gpu/run.sh time       timings, peers before and after, one report
+#   gpu/run.sh matmul     the matrix product beside cuBLAS, one report
 #   gpu/run.sh bench      every rung beside Burn's attention
-#   gpu/run.sh all        all three
+#   gpu/run.sh all        check, time, bench
 #   gpu/run.sh sanitize   small checks under compute-sanitizer's memcheck and racecheck
 #
 # Results go to $OUT: run.json, table.md, records.csv, latency.svg, breakdown.svg, run.log, and bench/. Budgets
@@ -145,6 +146,14 @@ measure() {
     peers peers-after.json
 }
 
+products() {
+    local PEER_ARGS=--matmul
+    peers peers-before.json
+    part runner "${TIME_SECONDS:-240}" matmul --seconds "${TIME_SECONDS:-240}" \
+        --out "$parts/time.json"
+    peers peers-after.json
+}
+
 report() {
     local found=()
     for file in "$parts"/check-*.json "$parts"/{time,peers-before,peers-after}.json; do
@@ -176,9 +185,10 @@ cd "$work"
 case $task in
     check) check; report ;;
     time) measure; report ;;
+    matmul) products; report ;;
     bench) bench ;;
     all) check; measure; report; bench ;;
     sanitize) sanitize ;;
-    *) echo "no task $task: check, time, bench, all or sanitize"; exit 2 ;;
+    *) echo "no task $task: check, time, matmul, bench, all or sanitize"; exit 2 ;;
 esac
 exit $failed

@@ -1,6 +1,6 @@
 //! A run as Markdown and as CSV.
 
-use super::{CUDNN, FLASH_ATTENTION_3, PARTS, Record, Run};
+use super::{CUBLAS, CUDNN, FLASH_ATTENTION_3, PARTS, Record, Run};
 
 impl Run {
     /// The checks that failed, the notes, and every record with its ratios.
@@ -18,12 +18,12 @@ impl Run {
             text += &format!("- {note}\n");
         }
         text += "
-| what | by | type | B, heads | length | d | density | ms | burst ms | TFLOP/s | GB/s | × FA3 | × cuDNN | note |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+| what | by | type | B, heads | length | d | density | ms | burst ms | TFLOP/s | GB/s | × FA3 | × cuDNN | × cuBLAS | note |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
         for record in self.sorted() {
             text += &format!(
-                "| {} | {} | {} | {}, {}/{} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+                "| {} | {} | {} | {}, {}/{} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
                 record.what,
                 record.rung,
                 record.dtype,
@@ -39,18 +39,20 @@ impl Run {
                 optional(record.gbps),
                 optional(self.ratio(record, FLASH_ATTENTION_3)),
                 optional(self.ratio(record, CUDNN)),
+                optional(self.ratio(record, CUBLAS)),
                 record.note,
             );
         }
         text += "\nms: sustained; × FA3, × cuDNN: how many times as long their dense attention of \
-                 the same size takes, timed in the same run.\n";
+                 the same size takes, timed in the same run; × cuBLAS: likewise of matrix products \
+                 M×N, K under d.\n";
         text
     }
 
     /// Every record with its ratios, one a line.
     pub fn csv(&self) -> String {
         let mut text = "what,rung,dtype,batch,q_heads,kv_heads,q_len,kv_len,head_dim,density,ms,\
-                        ms_burst,tflops,gbps,peer,times_flash_attention_3,times_cudnn,note\n"
+                        ms_burst,tflops,gbps,peer,times_flash_attention_3,times_cudnn,times_cublas,note\n"
             .to_string();
         for record in self.sorted() {
             let plain = |number: Option<f64>| number.map(|n| n.to_string()).unwrap_or_default();
@@ -72,6 +74,7 @@ impl Run {
                 record.peer.to_string(),
                 plain(self.ratio(record, FLASH_ATTENTION_3)),
                 plain(self.ratio(record, CUDNN)),
+                plain(self.ratio(record, CUBLAS)),
                 quoted(&record.note),
             ];
             text += &cells.join(",");
@@ -102,7 +105,9 @@ pub(super) fn tokens(length: usize) -> String {
 }
 
 fn lengths(record: &Record) -> String {
-    if record.q_len == record.kv_len {
+    if record.is_product() {
+        format!("{}×{}", tokens(record.q_len), tokens(record.kv_len))
+    } else if record.q_len == record.kv_len {
         tokens(record.kv_len)
     } else {
         format!("{} of {}", tokens(record.q_len), tokens(record.kv_len))
@@ -154,9 +159,9 @@ mod tests {
         assert!(text.contains("1 of 2 checks passed") && text.contains("- failed: b: 1 > 0"));
         let rows: Vec<_> = text.lines().filter(|line| line.contains("| bf16 |")).collect();
         assert!(rows[0].starts_with("| dense | flash-attention-3 |"), "{text}");
-        assert!(rows[1].contains("| 32K | 128 | all | 10.0 |  |  |  | 1.20 |  |"), "{text}");
-        assert!(rows[2].starts_with("| pool |") && rows[2].ends_with("|  |  |  |"), "{text}");
-        assert!(rows[3].contains("| 0.100 | 1.50 |  |  |  | 8.00 |  |"), "{text}");
+        assert!(rows[1].contains("| 32K | 128 | all | 10.0 |  |  |  | 1.20 |  |  |"), "{text}");
+        assert!(rows[2].starts_with("| pool |") && rows[2].ends_with("|  |  |  |  |"), "{text}");
+        assert!(rows[3].contains("| 0.100 | 1.50 |  |  |  | 8.00 |  |  |"), "{text}");
     }
 
     #[test]
@@ -166,7 +171,7 @@ mod tests {
         let text = run(vec![noted]).csv();
         let columns = text.lines().next().unwrap().split(',').count();
         let row = text.lines().nth(1).unwrap();
-        assert!(row.ends_with(",false,,,\"a, \"\"b\"\"\""), "{row}");
+        assert!(row.ends_with(",false,,,,\"a, \"\"b\"\"\""), "{row}");
         assert_eq!(row.replace("a, ", "a").split(',').count(), columns);
     }
 }

@@ -14,7 +14,7 @@ use prism_kernels::schedule::schedule;
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
-use crate::select;
+use crate::{check_matmul, check_select};
 use gpu::Gpu;
 use gpu::data::{
     Dims, exact, poisoned, random_selection, read, tensor, upload, upload_values, value,
@@ -22,8 +22,15 @@ use gpu::data::{
 
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
 
-pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut Run) {
-    let mut cases: Vec<(Dims, usize, Option<Vec<(usize, usize)>>)> = Vec::new();
+/// A piece of the catalogue, ready to be checked.
+pub type Task<'a> = Box<dyn Fn(&mut Run) + 'a>;
+
+/// Shape, block and the (query, key) lengths of each sequence.
+type AttentionCase = (Dims, usize, Option<Vec<(usize, usize)>>);
+
+/// Checks this shard's part of the catalogue: small shapes only, or only the matrix product, if so asked.
+pub fn check(gpu: &Gpu, small: bool, matmul: bool, (shard, shards): (usize, usize), run: &mut Run) {
+    let mut cases: Vec<AttentionCase> = Vec::new();
     let groups = [(1, 1), (3, 1), (8, 2), (7, 1), (16, 2)];
     for (i, len) in [1, 127, 128, 129].into_iter().enumerate() {
         for (j, dim) in [64, 96, 128, 256].into_iter().enumerate() {
@@ -49,7 +56,7 @@ pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut 
         cases.push(([1, 8, 2, 40_000, 40_000, 128], 128, None));
         cases.push(([1, 4, 1, 10_000, 40_000, 64], 128, None));
     }
-    let mut tasks: Vec<Box<dyn Fn(&mut Run)>> = Vec::new();
+    let mut tasks: Vec<Task> = Vec::new();
     for (dims, block, lengths) in cases {
         for element in ELEMENTS {
             let lengths = lengths.clone();
@@ -68,10 +75,14 @@ pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut 
         }
     }
     tasks.push(Box::new(|run| bad_values(gpu, run)));
-    tasks.push(Box::new(|run| select::exact(gpu, run)));
-    tasks.push(Box::new(|run| select::wild(gpu, run)));
+    tasks.push(Box::new(|run| check_select::exact(gpu, run)));
+    tasks.push(Box::new(|run| check_select::wild(gpu, run)));
     tasks.push(Box::new(|run| pooling(gpu, run)));
     tasks.push(Box::new(|run| far_strides(gpu, run)));
+    if matmul {
+        tasks.clear();
+    }
+    tasks.extend(check_matmul::tasks(gpu, small));
     tasks.iter().enumerate().filter(|(i, _)| i % shards == shard).for_each(|(_, task)| task(run));
 }
 

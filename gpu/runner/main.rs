@@ -1,7 +1,8 @@
 //! `runner`: the kernels on a CUDA device, checked against the definition and timed.
 
 mod check;
-mod select;
+mod check_matmul;
+mod check_select;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use cubecl::Device;
 use gpu::Gpu;
+use gpu::matmul::time_products;
 use gpu::report::Run;
 use gpu::time::{self, Budget, Shape};
 use prism_kernels::Element;
@@ -26,6 +28,9 @@ enum Task {
         /// Small shapes only.
         #[arg(long)]
         small: bool,
+        /// Only the matrix product.
+        #[arg(long)]
+        matmul: bool,
         /// This part of the cases, of `--shards`: compiling them is most of the time, and goes on
         /// in as many processes as there are.
         #[arg(long, default_value_t = 0)]
@@ -56,6 +61,15 @@ enum Task {
         #[arg(long, default_value_t = 1 << 20)]
         longest: usize,
     },
+    /// Times the matrix product.
+    Matmul {
+        /// Seconds in all.
+        #[arg(long, default_value_t = 120.0)]
+        seconds: f64,
+        /// Where the result goes.
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -68,8 +82,8 @@ fn main() -> Result<()> {
         ..Run::default()
     };
     match task {
-        Task::Check { small, shard, shards, out } => {
-            check::check(&gpu, small, (shard, shards), &mut run);
+        Task::Check { small, matmul, shard, shards, out } => {
+            check::check(&gpu, small, matmul, (shard, shards), &mut run);
             write(&run, &out)?;
             let failed = run.checks.iter().filter(|check| !check.passed).count();
             println!("{} checks, {failed} failed", run.checks.len());
@@ -82,6 +96,9 @@ fn main() -> Result<()> {
             shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
             shapes.retain(|shape| shape.len <= longest);
             time::time(&gpu, &shapes, &budget, &[], &mut run, &mut |run| write(run, &out))?;
+        }
+        Task::Matmul { seconds, out } => {
+            time_products(&gpu, seconds, &mut run, &mut |run| write(run, &out))?;
         }
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! The order of a sparse call: [`pool`] means of Q and K blocks, [`calibrate`] the factors on their
 //! scores, [`select`] the key blocks that each row reads, [`schedule`] the rows, [`attend`]. Each
 //! rule stands in [`prism_core`]; here is the device code and its launches, on any CubeCL runtime.
+//! [`matmul`] computes the projections around them.
 //! Which kernel runs is chosen on the host from [`Capabilities`].
 
 // Device code is CubeCL's language: conditions on compile-time values stand by themselves, loops
@@ -21,6 +22,9 @@ pub mod band_mask;
 pub mod calibrate;
 pub mod capabilities;
 mod fixed;
+#[cfg(any(feature = "cuda-cpp", feature = "offline"))]
+mod hopper;
+pub mod matmul;
 pub mod moments;
 #[cfg(feature = "offline")]
 pub mod offline;
@@ -32,5 +36,6 @@ mod span;
 mod work;
 
 pub use capabilities::Capabilities;
+pub use matmul::Matrix;
 pub use operand::{Element, Operand};
 pub use span::Spans;

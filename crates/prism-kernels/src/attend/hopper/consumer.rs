@@ -7,7 +7,9 @@ use super::super::softmax::nothing;
 use super::guard::clean_values;
 use super::kernel::Room;
 use super::producer::received;
-use super::{HopperShape, ptx};
+use super::{HALF, HopperShape};
+use crate::hopper::ptx;
+use crate::hopper::wgmma::{k_major, mn_major, wait_products};
 
 /// Both consumers.
 const CONSUMERS: u32 = 256;
@@ -24,17 +26,8 @@ pub(super) fn alone(consumer: u32) -> u32 {
     consumer + 3u32
 }
 
-/// wgmma descriptor of keys: K-major, 128-byte swizzle, 8 rows of 128 bytes apart.
-#[cube]
-fn keys_at(address: u32) -> u64 {
-    0x4000_0040_0001_0000u64 | u64::cast_from((address & 0x3_ffffu32) >> 4u32)
-}
-
-/// wgmma descriptor of values: MN-major, 128-byte swizzle, 8 keys and 64 dims apart.
-#[cube]
-fn values_at(address: u32) -> u64 {
-    0x4000_0040_0400_0000u64 | u64::cast_from((address & 0x3_ffffu32) >> 4u32)
-}
+/// Bytes from 64 dims of the values to the next.
+const ACROSS: u32 = HALF as u32;
 
 /// Begins S = Q Kᵀ.
 #[cube]
@@ -52,15 +45,6 @@ fn accumulate(values: u64, #[comptime] shape: HopperShape) {
     let code = comptime!(shape.accumulate());
     gpu_asm!(
         "{code}", "// {v}", v = in(_) values,
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
-}
-
-/// Waits until at most `pending` products are under way.
-#[cube]
-fn wait_products(#[comptime] pending: u32) {
-    gpu_asm!(
-        "wgmma.wait_group.sync.aligned {n};", n = const pending,
         options(explicit_mem, reads_address_space shared, writes_address_space shared)
     );
 }
@@ -125,7 +109,7 @@ pub(super) fn consume(
                 // The first tile.
                 ptx::wait(room.full_k + stage * 8, parity, bounded);
                 let mut last = ptx::load(room.last + stage * 4);
-                score(keys_at(room.k + stage * tile_bytes), shape);
+                score(k_major(room.k + stage * tile_bytes), shape);
                 if item.diagonal {
                     ptx::wait(room.full_v + stage * 8, parity, bounded);
                     spoilt = clean_values(
@@ -159,7 +143,7 @@ pub(super) fn consume(
                         stage = 0u32;
                         parity ^= 1u32;
                     }
-                    let keys = keys_at(room.k + stage * tile_bytes);
+                    let keys = k_major(room.k + stage * tile_bytes);
                     ptx::wait(room.full_k + stage * 8, parity, bounded);
                     last = ptx::load(room.last + stage * 4);
                     if comptime!(shape.ping_pong) {
@@ -167,7 +151,7 @@ pub(super) fn consume(
                     }
                     score(keys, shape);
                     ptx::wait(room.full_v + before * 8, parity_before, bounded);
-                    accumulate(values_at(room.v + before * tile_bytes), shape);
+                    accumulate(mn_major(room.v + before * tile_bytes, ACROSS), shape);
                     if comptime!(shape.ping_pong) {
                         ptx::let_go(turn(1u32 - consumer), CONSUMERS);
                     }
@@ -188,7 +172,7 @@ pub(super) fn consume(
                     gpu_asm!("{code}", options(nomem));
                 }
                 ptx::wait(room.full_v + stage * 8, parity, bounded);
-                accumulate(values_at(room.v + stage * tile_bytes), shape);
+                accumulate(mn_major(room.v + stage * tile_bytes, ACROSS), shape);
                 wait_products(0u32);
                 release(room.empty_v + stage * 8, lane);
                 stage += 1u32;

@@ -7,7 +7,8 @@
 use cubecl::prelude::*;
 
 use super::consumer::alone;
-use super::{HALF, HopperShape, TILE, ptx};
+use super::{HALF, HopperShape, TILE};
+use crate::hopper::ptx;
 use crate::operand::Element;
 
 /// Named barrier of both consumers.

@@ -5,9 +5,10 @@ use cubecl_cpp::cuda::ptx::tensor_map_address;
 use half::f16;
 
 use super::super::AttendNumbers;
+use super::HopperShape;
 use super::consumer::consume;
 use super::producer::produce;
-use super::{HopperShape, ptx};
+use crate::hopper::ptx;
 
 /// Bytes behind the tiles: [`FLAGS`], [`SPOILT`] and 128 dims.
 pub(super) const CONTROL_BYTES: usize = SPOILT + 128 * 4;

@@ -13,7 +13,6 @@ mod consumer;
 mod guard;
 mod kernel;
 mod producer;
-mod ptx;
 mod registers;
 mod softmax;
 
@@ -25,6 +24,7 @@ use self::kernel::attend_hopper;
 use super::walk::WalkShape;
 use super::{AttendProblem, Attended, RungError, buffers, numbers};
 use crate::capabilities::Capabilities;
+use crate::hopper::bounded_waits;
 use crate::operand::{Element, Operand, buffer};
 use crate::span::Spans;
 use crate::work::launch;
@@ -155,7 +155,7 @@ pub(super) fn launch(
     shape.walk.lse = problem.lse;
     // Taking turns pays where softmax weighs as much as the products, or rows are short.
     shape.ping_pong = dim <= HALF_COLUMNS || problem.selection.is_some();
-    shape.bounded = std::env::var_os("PRISM_BOUNDED_WAITS").is_some();
+    shape.bounded = bounded_waits();
 
     let lines = batch * heads * prism_core::selection::extent(problem.grids).0;
     let items = lines * shape.walk.tiles;

@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 use super::super::AttendNumbers;
 use super::super::walk::{tile, word};
 use super::kernel::Room;
-use super::{HALF, HALF_COLUMNS, HopperShape, TILE, ptx};
+use super::{HALF, HALF_COLUMNS, HopperShape, TILE};
+use crate::hopper::{bulk, ptx};
 
 /// What consumers are told of a piece of work, packed into two words. The second word:
 /// queries (0: no more work) | first query within its tile << 8 | diagonal << 16 | tiles << 17.
@@ -62,7 +63,7 @@ fn copy(
     ptx::arrive_expecting(full, comptime!(shape.tile_bytes() as u32));
     #[unroll]
     for half in 0..comptime!(shape.halves() as u32) {
-        ptx::copy_box(
+        bulk::copy_box(
             to + half * comptime!(HALF as u32),
             map,
             comptime!(half * HALF_COLUMNS as u32),
@@ -96,9 +97,9 @@ pub(super) fn produce(
     let mut stage = 0u32;
     let mut parity = 1u32;
     let mut parity_q = 1u32;
-    ptx::prefetch_map(q);
-    ptx::prefetch_map(k);
-    ptx::prefetch_map(v);
+    bulk::prefetch_map(q);
+    bulk::prefetch_map(k);
+    bulk::prefetch_map(v);
     let mut next_item = taken[0].fetch_add(1u32);
     while usize::cast_from(next_item) < numbers.items {
         let piece =

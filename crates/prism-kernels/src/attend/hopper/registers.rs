@@ -14,7 +14,7 @@
 use std::fmt::Write;
 
 use super::HopperShape;
-use crate::operand::Element;
+use crate::hopper::wgmma::{list, name};
 
 /// Scores of a thread: 64 rows of 128 keys over 128 threads.
 pub(super) const SCORES: usize = 64;
@@ -24,25 +24,12 @@ pub(super) const SCORES: usize = 64;
 pub(super) const UNSEEN: &str = "0f7F61B1E6";
 const NAN: &str = "0f7FC00000";
 
-/// `{name}{first}, ..`, `count` registers.
-fn list(name: &str, first: usize, count: usize) -> String {
-    let names: Vec<_> = (first..first + count).map(|i| format!("{name}{i}")).collect();
-    names.join(", ")
-}
-
 /// Which of its two rows an element of a thread belongs to.
 pub(super) fn row(i: usize) -> usize {
     i / 2 % 2
 }
 
 impl HopperShape {
-    pub(super) fn name(&self) -> &'static str {
-        match self.element {
-            Element::BF16 => "bf16",
-            _ => "f16",
-        }
-    }
-
     /// Columns of the second product. The last box of narrower heads is only partly used: `wgmma` counts
     /// columns by eights.
     fn columns(&self) -> usize {
@@ -92,7 +79,7 @@ impl HopperShape {
 
     /// Begins S = Q Kᵀ. `%0`: descriptor of the keys.
     pub(super) fn score(&self, keys: &str) -> String {
-        let t = self.name();
+        let t = name(self.element);
         let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
         for step in 0..self.dim / 16 {
             // In units of 16 bytes: 16 dims, or from one half of the dims to the other.
@@ -111,7 +98,7 @@ impl HopperShape {
 
     /// Begins O += P V. `%0`: descriptor of the values.
     pub(super) fn accumulate(&self) -> String {
-        let (t, columns) = (self.name(), self.columns());
+        let (t, columns) = (name(self.element), self.columns());
         let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
         for step in 0..8 {
             // 16 keys of 128 bytes, in units of 16.
@@ -149,7 +136,7 @@ impl HopperShape {
     /// The four lanes of a row each hold two columns of every group; they exchange them, so that each
     /// stores 16 bytes.
     pub(super) fn rounded(&self, quad: usize, r: usize) -> String {
-        let t = self.name();
+        let t = name(self.element);
         let mut s = String::from(
             "{ .reg .f32 x, y; .reg .b32 w<4>, a<2>, b<2>, t<2>; .reg .pred odd, upper;\n\
              and.b32 t0, %4, 1; setp.ne.u32 odd, t0, 0; and.b32 t0, %4, 2; setp.ne.u32 upper, t0, 0;\n",
@@ -198,7 +185,7 @@ impl HopperShape {
     /// Whether 128 threads find NaN or an infinity in a tile of values: `%0`, the same for all. `%1`:
     /// this thread's first 16 bytes, `%2`: named barrier of the warpgroup.
     pub(super) fn find_bad(&self) -> String {
-        let t = self.name();
+        let t = name(self.element);
         let mut s =
             String::from("{ .reg .b32 v<4>, a<4>, zero; .reg .pred bad;\nmov.b32 zero, 0;\n");
         for e in 0..4 {

@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use super::HopperShape;
 use super::registers::{SCORES, UNSEEN, row};
+use crate::hopper::wgmma::name;
 use crate::operand::Element;
 
 const MINUS_INFINITY: &str = "0fFF800000";
@@ -121,7 +122,7 @@ impl HopperShape {
 
     /// Rounds the weights for the second product.
     pub(super) fn round_weights(&self) -> String {
-        let t = self.name();
+        let t = name(self.element);
         let round = |i| format!("cvt.rn.{t}x2.f32 weight{i}, score{}, score{};", 2 * i + 1, 2 * i);
         (0..SCORES / 2).map(round).collect::<Vec<_>>().join("\n")
     }

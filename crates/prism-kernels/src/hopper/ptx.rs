@@ -1,5 +1,5 @@
-//! Instructions of Hopper that CubeCL has no name for: barriers in shared memory, bulk copies, named
-//! barriers, shares of the register file. Addresses are those of the shared window, 32 bits.
+//! Instructions that CubeCL has no name for: barriers in shared memory, named barriers, loads and
+//! stores, shares of the register file. Addresses are those of the shared window, 32 bits.
 //!
 //! Operands are expressions, never `let mut` variables, which CubeCL would hand over by address.
 
@@ -11,13 +11,13 @@ const PATIENCE: u64 = 4_000_000_000;
 
 /// Address of an array in the shared window.
 #[cube]
-pub(super) fn shared_address(array: &Shared<[u32]>) -> u32 {
+pub(crate) fn shared_address(array: &Shared<[u32]>) -> u32 {
     generic_to_shared::<u32>(array.as_ptr())
 }
 
 /// A barrier whose phase ends after `count` arrivals.
 #[cube]
-pub(super) fn barrier_init(barrier: u32, count: u32) {
+pub(crate) fn barrier_init(barrier: u32, count: u32) {
     gpu_asm!(
         "mbarrier.init.shared::cta.b64 [{b}], {n};",
         b = in(_) barrier, n = in(_) count,
@@ -27,7 +27,7 @@ pub(super) fn barrier_init(barrier: u32, count: u32) {
 
 /// Makes new barriers known to the copy engine.
 #[cube]
-pub(super) fn barriers_ready() {
+pub(crate) fn barriers_ready() {
     gpu_asm!(
         "fence.mbarrier_init.release.cluster;",
         options(explicit_mem, reads_address_space shared, writes_address_space shared)
@@ -36,7 +36,7 @@ pub(super) fn barriers_ready() {
 
 /// Arrives, and lets the phase last until `bytes` were copied.
 #[cube]
-pub(super) fn arrive_expecting(barrier: u32, bytes: u32) {
+pub(crate) fn arrive_expecting(barrier: u32, bytes: u32) {
     gpu_asm!(
         "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{b}], {n};",
         b = in(_) barrier, n = in(_) bytes,
@@ -45,7 +45,7 @@ pub(super) fn arrive_expecting(barrier: u32, bytes: u32) {
 }
 
 #[cube]
-pub(super) fn arrive(barrier: u32) {
+pub(crate) fn arrive(barrier: u32) {
     gpu_asm!(
         "mbarrier.arrive.shared::cta.b64 _, [{b}];",
         b = in(_) barrier,
@@ -56,7 +56,7 @@ pub(super) fn arrive(barrier: u32) {
 /// Waits until the phase of this parity has ended; the one before the first counts as ended.
 /// `bounded` traps after four seconds instead of hanging.
 #[cube]
-pub(super) fn wait(barrier: u32, parity: u32, #[comptime] bounded: bool) {
+pub(crate) fn wait(barrier: u32, parity: u32, #[comptime] bounded: bool) {
     let code = comptime!(wait_code(bounded));
     gpu_asm!(
         "{code}", "// {b} {p}",
@@ -78,35 +78,9 @@ fn wait_code(bounded: bool) -> String {
     }
 }
 
-/// Fetches a tensor map ahead of its first copy.
-#[cube]
-pub(super) fn prefetch_map(map: u64) {
-    gpu_asm!("prefetch.tensormap [{m}];", m = in(_) map, options(nomem));
-}
-
-/// Copies a box of 128 rows by 64 columns from (`column`, `row`, `head`, `batch`) of a tensor map,
-/// 0 where that is out of bounds.
-#[cube]
-pub(super) fn copy_box(
-    to: u32,
-    map: u64,
-    #[comptime] column: u32,
-    row: u32,
-    head: u32,
-    batch: u32,
-    barrier: u32,
-) {
-    gpu_asm!(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [{to}], [{map}, {{{x}, {row}, {head}, {batch}}}], [{b}];",
-        to = in(_) to, map = in(_) map, x = const column, row = in(_) row, head = in(_) head,
-        batch = in(_) batch, b = in(_) barrier,
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
-}
-
 /// Waits for `threads` of the cube at a named barrier.
 #[cube]
-pub(super) fn meet(id: u32, #[comptime] threads: u32) {
+pub(crate) fn meet(id: u32, #[comptime] threads: u32) {
     gpu_asm!(
         "bar.sync {id}, {n};",
         id = in(_) id, n = const threads,
@@ -116,7 +90,7 @@ pub(super) fn meet(id: u32, #[comptime] threads: u32) {
 
 /// Lets others that [`meet`] at a named barrier of `threads` go on.
 #[cube]
-pub(super) fn let_go(id: u32, #[comptime] threads: u32) {
+pub(crate) fn let_go(id: u32, #[comptime] threads: u32) {
     gpu_asm!(
         "bar.arrive {id}, {n};",
         id = in(_) id, n = const threads,
@@ -126,7 +100,7 @@ pub(super) fn let_go(id: u32, #[comptime] threads: u32) {
 
 /// Makes writes of this thread to shared memory visible to wgmma and bulk copies.
 #[cube]
-pub(super) fn publish_to_async() {
+pub(crate) fn publish_to_async() {
     gpu_asm!(
         "fence.proxy.async.shared::cta;",
         options(explicit_mem, reads_address_space shared, writes_address_space shared)
@@ -134,7 +108,7 @@ pub(super) fn publish_to_async() {
 }
 
 #[cube]
-pub(super) fn meet_warp() {
+pub(crate) fn meet_warp() {
     gpu_asm!(
         "bar.warp.sync 0xffffffff;",
         options(explicit_mem, reads_address_space shared, writes_address_space shared)
@@ -143,18 +117,18 @@ pub(super) fn meet_warp() {
 
 /// Gives registers of this warpgroup back: each thread keeps `count`.
 #[cube]
-pub(super) fn shrink_registers(#[comptime] count: u32) {
+pub(crate) fn shrink_registers(#[comptime] count: u32) {
     gpu_asm!("setmaxnreg.dec.sync.aligned.u32 {n};", n = const count, options(nomem));
 }
 
 /// Takes registers that others gave back: each thread of this warpgroup has `count`.
 #[cube]
-pub(super) fn grow_registers(#[comptime] count: u32) {
+pub(crate) fn grow_registers(#[comptime] count: u32) {
     gpu_asm!("setmaxnreg.inc.sync.aligned.u32 {n};", n = const count, options(nomem));
 }
 
 #[cube]
-pub(super) fn load(address: u32) -> u32 {
+pub(crate) fn load(address: u32) -> u32 {
     let value: u32;
     gpu_asm!(
         "ld.shared.u32 {v}, [{a}];",
@@ -165,7 +139,7 @@ pub(super) fn load(address: u32) -> u32 {
 }
 
 #[cube]
-pub(super) fn load_pair(address: u32) -> Vector<u32, Const<2>> {
+pub(crate) fn load_pair(address: u32) -> Vector<u32, Const<2>> {
     let value: Vector<u32, Const<2>>;
     gpu_asm!(
         "ld.shared.v2.u32 {v}, [{a}];",
@@ -176,7 +150,7 @@ pub(super) fn load_pair(address: u32) -> Vector<u32, Const<2>> {
 }
 
 #[cube]
-pub(super) fn store(address: u32, value: u32) {
+pub(crate) fn store(address: u32, value: u32) {
     gpu_asm!(
         "st.shared.u32 [{a}], {v};",
         a = in(_) address, v = in(_) value,
@@ -185,7 +159,7 @@ pub(super) fn store(address: u32, value: u32) {
 }
 
 #[cube]
-pub(super) fn store_min(address: u32, value: u32) {
+pub(crate) fn store_min(address: u32, value: u32) {
     gpu_asm!(
         "red.shared.min.u32 [{a}], {v};",
         a = in(_) address, v = in(_) value,
@@ -197,7 +171,7 @@ pub(super) fn store_min(address: u32, value: u32) {
 /// does: without that it ignores the shares of registers. CubeCL prints no second bound, so an
 /// include line brings a macro that adds it.
 #[cube]
-pub(super) fn one_cube_a_multiprocessor() {
+pub(crate) fn one_cube_a_multiprocessor() {
     intrinsic!(|scope| {
         use cubecl::ir::prelude::Op;
         let header = "cuda_fp16.h>\n#undef __launch_bounds__\n\
