@@ -125,12 +125,20 @@ fn kernels(
     let (words, counts) = (client.empty(4), client.empty(4));
     let selection = Selection { words, counts, rows, words_per_row: rows.div_ceil(32) };
     let order = client.empty(4);
-    let sparse = AttendProblem { selection: Some(&selection), order: Some(&order), ..dense };
+    let sparse = AttendProblem { selection: Some(&selection), order: Some(&order), ..dense.clone() };
     if AttendRung::Hopper.check(&capabilities, &sparse).is_ok() {
         let recorded = sources(|| {
             attend_on(client, &capabilities, &sparse, AttendRung::Hopper);
         });
         all.extend(recorded.into_iter().map(|(name, source)| (format!("{name}_sparse"), source)));
+        for (problem, suffix) in [(&dense, "dense"), (&sparse, "sparse")] {
+            let prescaled = AttendProblem { prescaled: true, ..problem.clone() };
+            let recorded = sources(|| {
+                attend_on(client, &capabilities, &prescaled, AttendRung::Hopper);
+            });
+            let named = |(name, source)| (format!("{name}_{suffix}_prescaled"), source);
+            all.extend(recorded.into_iter().map(named));
+        }
     }
     Ok(all)
 }
