@@ -3,6 +3,7 @@
 
 mod support;
 
+use cubecl::prelude::*;
 use half::{bf16, f16};
 use prism_core::{PrismError, Rope, RopeLayout, RopeScaling};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
@@ -32,7 +33,7 @@ fn read(device: &Bench, x: &Operand) -> Vec<f32> {
     let bytes = device.client.read_one(x.handle.clone()).expect("the kernel ran");
     let pairs = bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match x.element {
-        Element::F32 => bytemuck::pod_collect_to_vec(&bytes),
+        Element::F32 => f32::from_bytes(&bytes).to_vec(),
         Element::F16 => pairs.map(|x| f16::from_ne_bytes(x).to_f32()).collect(),
         Element::BF16 => pairs.map(|x| bf16::from_ne_bytes(x).to_f32()).collect(),
     }
