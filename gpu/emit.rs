@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use cubecl::Device;
 use prism_core::bands::{BandRule, Bands};
-use prism_core::{BlockGrid, Calibration, Rope, SelectionRule, Side};
+use prism_core::{BlockGrid, Calibration, Rope, RopeLayout, SelectionRule, Side};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
@@ -15,6 +15,7 @@ use prism_kernels::matmul::{Epilogue, MatmulProblem, interleave, matmul};
 use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
 use prism_kernels::pool::{pool, pool_one};
+use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
     select_by_second_order,
@@ -110,6 +111,21 @@ fn kernels(
         );
         select_by_second_order(client, &capabilities, &problem);
     });
+    for (layout, name) in
+        [(RopeLayout::RotateHalf, "half"), (RopeLayout::Interleaved, "interleaved")]
+    {
+        let table = RotaryTable::new(client.empty(4), client.empty(4), len, dim, layout);
+        let problem = RotateProblem::new(&q, &k, &table, &grids, &mask);
+        let cached = RotateProblem { prescale: Some(0.1), cache: Some(&v), ..problem.clone() };
+        // New keys are as many as queries: the whole prompt.
+        for (problem, kind) in [(problem, ""), (cached, "_into_cache")] {
+            let recorded = sources(|| {
+                rotate_and_pool(client, &capabilities, &problem).map(drop).unwrap_or_default();
+            });
+            let named = |(kernel, source)| (format!("{kernel}_{name}{kind}"), source);
+            all.extend(recorded.into_iter().map(named));
+        }
+    }
     // Some of its kernels are of the other way too, in another shape.
     for (name, source) in by_second_order {
         let shared = all.iter().any(|(other, _)| *other == name);
@@ -127,12 +143,21 @@ fn kernels(
     let (words, counts) = (client.empty(4), client.empty(4));
     let selection = Selection { words, counts, rows, words_per_row: rows.div_ceil(32) };
     let order = client.empty(4);
-    let sparse = AttendProblem { selection: Some(&selection), order: Some(&order), ..dense };
+    let sparse =
+        AttendProblem { selection: Some(&selection), order: Some(&order), ..dense.clone() };
     if AttendRung::Hopper.check(&capabilities, &sparse).is_ok() {
         let recorded = sources(|| {
             attend_on(client, &capabilities, &sparse, AttendRung::Hopper);
         });
         all.extend(recorded.into_iter().map(|(name, source)| (format!("{name}_sparse"), source)));
+        for (problem, suffix) in [(&dense, "dense"), (&sparse, "sparse")] {
+            let prescaled = AttendProblem { prescaled: true, ..problem.clone() };
+            let recorded = sources(|| {
+                attend_on(client, &capabilities, &prescaled, AttendRung::Hopper);
+            });
+            let named = |(name, source)| (format!("{name}_{suffix}_prescaled"), source);
+            all.extend(recorded.into_iter().map(named));
+        }
     }
     Ok(all)
 }

@@ -30,6 +30,7 @@ pub mod moments;
 pub mod offline;
 pub mod operand;
 pub mod pool;
+pub mod rotate;
 pub mod schedule;
 pub mod select;
 mod span;

@@ -328,7 +328,12 @@ fn pool_block<E: Float, N: Size>(
 }
 
 #[cube]
-fn add_energy(sums: &mut Array<f32>, c: usize, square: f32, #[comptime] bands: BandMask) {
+pub(crate) fn add_energy(
+    sums: &mut Array<f32>,
+    c: usize,
+    square: f32,
+    #[comptime] bands: BandMask,
+) {
     #[unroll]
     for z in 0..2usize {
         if in_band(c, bands, z) {
@@ -354,7 +359,14 @@ pub(crate) fn in_band(c: usize, #[comptime] bands: BandMask, #[comptime] z: usiz
 
 /// A block whose mean isn't finite counts nothing, so that a NaN stays with the rows that read it.
 #[cube]
-fn write_energy(energy: &mut [f32], line: usize, high: f32, low: f32, all: f32, count: usize) {
+pub(crate) fn write_energy(
+    energy: &mut [f32],
+    line: usize,
+    high: f32,
+    low: f32,
+    all: f32,
+    count: usize,
+) {
     let finite = u32::reinterpret(all) < 0x7f80_0000u32;
     let counts = finite && count > 0;
     energy[line * 4] = select(counts, high, 0.0);

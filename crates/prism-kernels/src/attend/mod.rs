@@ -50,6 +50,18 @@ pub struct AttendProblem<'a> {
     pub scale: f64,
     /// Whether to return the LSE.
     pub lse: bool,
+    /// Whether Q was multiplied by `scale` · log2 e before it was rounded, as
+    /// [`rotate_and_pool`](crate::rotate::rotate_and_pool) does it. Then nothing is left of `scale`:
+    /// products are scores in log2 units, and `hopper` needs an instruction less for each.
+    #[new(default)]
+    pub prescaled: bool,
+}
+
+impl AttendProblem<'_> {
+    /// Factor from products of Q and K to scores in natural units.
+    fn factor(&self) -> f64 {
+        if self.prescaled { std::f64::consts::LN_2 } else { self.scale }
+    }
 }
 
 /// What attention returns.
@@ -297,6 +309,7 @@ pub(crate) struct AttendNumbers {
     words_per_row: usize,
     /// Pieces of work.
     items: usize,
+    /// Factor from products to scores: [`AttendProblem::factor`].
     scale: f32,
 }
 
@@ -313,7 +326,7 @@ fn numbers(problem: &AttendProblem, spans: &Spans, items: usize) -> AttendNumber
         rows,
         words_per_row,
         items,
-        problem.scale as f32,
+        problem.factor() as f32,
     )
 }
 

@@ -48,6 +48,8 @@ pub(super) struct HopperShape {
     stages: usize,
     /// Whether the consumers take turns: one's products run beside the other's softmax.
     ping_pong: bool,
+    /// Whether products are scores in log2 units: [`AttendProblem::prescaled`].
+    prescaled: bool,
     /// Whether a wait that never ends traps.
     bounded: bool,
 }
@@ -78,7 +80,7 @@ impl HopperShape {
             tiles: block / TILE,
         };
         let stages = if dim <= HALF_COLUMNS { 6 } else { 3 };
-        Self { walk, dim, element, stages, ping_pong: true, bounded: false }
+        Self { walk, dim, element, stages, ping_pong: true, prescaled: false, bounded: false }
     }
 }
 
@@ -155,6 +157,7 @@ pub(super) fn launch(
     shape.walk.lse = problem.lse;
     // Taking turns pays where softmax weighs as much as the products, or rows are short.
     shape.ping_pong = dim <= HALF_COLUMNS || problem.selection.is_some();
+    shape.prescaled = problem.prescaled;
     shape.bounded = bounded_waits();
 
     let lines = batch * heads * prism_core::selection::extent(problem.grids).0;

@@ -9,7 +9,9 @@
 //! rounded, are just the A operand of the second product.
 //!
 //! Of each row: `offset` = −reference in log2 units, what is added to scaled scores before `ex2`;
-//! `sum` of the weights in this thread's columns; `shrink`, the factor of a moved reference.
+//! `sum` of the weights in this thread's columns; `shrink`, the factor of a moved reference. Of the
+//! warpgroup: `moved`, whether a reference just did. Of the warp: `direct`, whether all its offsets are
+//! 0 and products need no factor.
 
 use std::fmt::Write;
 
@@ -45,7 +47,7 @@ impl HopperShape {
         let (outs, queries) = (self.outs(), self.dim / 4);
         format!(
             ".reg .f32 out<{outs}>; .reg .f32 score<{SCORES}>; .reg .b32 weight<32>; .reg .b32 \
-             query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>; .reg .pred moved;"
+             query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>; .reg .pred moved, direct;"
         )
     }
 

@@ -2,6 +2,9 @@
 //!
 //! No running maximum is kept: weights are 2^(score · scale + offset) against a reference of the row,
 //! which its first tile sets and only an overflow moves. It cancels in the end.
+//!
+//! Where Q is pre-scaled, so that products are scores in log2 units, a warp whose rows all begin near 0
+//! takes 0 as their reference: then the weight of a product is `ex2` of it and nothing else.
 
 use std::fmt::Write;
 
@@ -39,6 +42,20 @@ impl HopperShape {
         }
     }
 
+    /// Maxima of the first tile, in log2 units, between which 0 does for the reference: below the
+    /// first and the largest weights are too small, above the second they may exceed
+    /// [`threshold`](Self::threshold) soon.
+    ///
+    /// In bf16 weights from 2⁻¹²⁶ to 2⁶⁰ are as good as any: 40 to both sides leaves room. f16 ends at
+    /// 2¹⁶, and 32 weights of 2⁹ stay below the threshold. At the other end it loses bits below 2⁻¹⁴
+    /// and everything below 2⁻²⁵: a maximum of 2⁻⁴ keeps all bits of the weights down to 2⁻¹⁰ of it.
+    fn near_zero(&self) -> [&'static str; 2] {
+        match self.element {
+            Element::BF16 => ["0fC2200000", "0f42200000"],
+            _ => ["0fC0800000", "0f41100000"],
+        }
+    }
+
     /// Hides keys after their query. `%0`: key that the thread's first query sees last, less its
     /// first column.
     pub(super) fn mask(&self) -> String {
@@ -56,7 +73,7 @@ impl HopperShape {
         s
     }
 
-    /// Weights of a row's first tile, against its maximum. `%0`: scale · log2 e.
+    /// Weights of a row's first tile, against its maximum, or 0. `%0`: scale · log2 e, 1 if Q has it.
     pub(super) fn first_softmax(&self) -> String {
         let mut s = String::from("{ .reg .f32 t, m<4>, u<4>;\n");
         maxima(&mut s);
@@ -66,13 +83,26 @@ impl HopperShape {
                 "mul.rm.f32 t, m{r}, %0; neg.f32 t, t; min.f32 offset{r}, t, {UNSEEN};"
             );
         }
+        if self.prescaled {
+            // NaN and −∞ are not near 0.
+            let [low, high] = self.near_zero();
+            let _ = writeln!(
+                s,
+                "{{ .reg .pred near;\n\
+                 setp.ge.f32 near, m0, {low}; setp.le.and.f32 near, m0, {high}, near;\n\
+                 setp.ge.and.f32 near, m1, {low}, near; setp.le.and.f32 near, m1, {high}, near;\n\
+                 vote.sync.all.pred direct, near, 0xffffffff; }}\n\
+                 @direct mov.f32 offset0, 0f00000000; @direct mov.f32 offset1, 0f00000000;"
+            );
+        }
         weigh(&mut s, Some(self.most()));
+        add_up(&mut s);
         s.push_str("mov.f32 sum0, u0; mov.f32 sum1, u1; }");
         s
     }
 
-    /// Weights of a further tile, in place of its scores. `%0`: scale · log2 e, `%1`: named barrier of
-    /// the warpgroup, `%2`: descriptor of the keys.
+    /// Weights of a further tile, in place of its scores. `%0`: scale · log2 e, 1 if Q has it, `%1`:
+    /// named barrier of the warpgroup, `%2`: descriptor of the keys.
     ///
     /// No maximum is taken: weights are against the old reference, and the sum, which is needed
     /// anyway, tells where one overflows. Then, which is rare, the warpgroup scores the tile again,
@@ -84,7 +114,19 @@ impl HopperShape {
     pub(super) fn softmax(&self) -> String {
         let limit = self.threshold();
         let mut s = String::from("{ .reg .f32 t, m<4>, u<4>; .reg .pred over;\n");
+        if self.prescaled {
+            s.push_str("@!direct bra OFFSET;\n");
+            for i in 0..SCORES {
+                let _ = writeln!(s, "ex2.approx.ftz.f32 score{i}, score{i};");
+            }
+            add_up(&mut s);
+            s.push_str("bra WEIGHED;\nOFFSET:\n");
+        }
         weigh(&mut s, None);
+        add_up(&mut s);
+        if self.prescaled {
+            s.push_str("WEIGHED:\n");
+        }
         let _ = writeln!(
             s,
             "setp.gt.f32 over, u0, {limit}; setp.gt.or.f32 over, u1, {limit}, over;\n\
@@ -102,6 +144,10 @@ impl HopperShape {
             );
         }
         weigh(&mut s, Some(self.most()));
+        add_up(&mut s);
+        if self.prescaled {
+            s.push_str("setp.ne.u32 direct, %1, %1;\n");
+        }
         s.push_str(
             "fma.rn.f32 sum0, sum0, shrink0, u0; fma.rn.f32 sum1, sum1, shrink1, u1;\nbra DONE;\n\
              KEPT: add.f32 sum0, sum0, u0; add.f32 sum1, sum1, u1;\nDONE: }",
@@ -175,8 +221,8 @@ fn maxima(s: &mut String) {
     }
 }
 
-/// 2^(score · scale + offset) in place of the scores; `u0`, `u1`: their sums of both rows. Where the
-/// reference was just set no exponent should exceed 0, and none exceeds `most`.
+/// 2^(score · scale + offset) in place of the scores. Where the reference was just set no exponent should
+/// exceed 0 by much, and none exceeds `most`.
 fn weigh(s: &mut String, most: Option<&str>) {
     for i in 0..SCORES {
         let r = row(i);
@@ -186,6 +232,10 @@ fn weigh(s: &mut String, most: Option<&str>) {
         }
         let _ = writeln!(s, "ex2.approx.ftz.f32 score{i}, t;");
     }
+}
+
+/// `u0`, `u1`: sums of the weights of both rows. Two chains a row.
+fn add_up(s: &mut String) {
     for k in (2..32).step_by(2) {
         for r in 0..2 {
             for chain in 0..2 {
