@@ -35,9 +35,20 @@ const BY_HOST: usize = 1 << 26;
 
 /// A contiguous tensor of such values.
 pub fn tensor(gpu: &Gpu, seed: u32, shape: [usize; 4], element: Element) -> Operand {
+    scaled_tensor(gpu, seed, shape, element, 1.0)
+}
+
+/// A contiguous tensor of such values times `factor`.
+pub fn scaled_tensor(
+    gpu: &Gpu,
+    seed: u32,
+    shape: [usize; 4],
+    element: Element,
+    factor: f32,
+) -> Operand {
     let len = shape.iter().product::<usize>();
     if len <= BY_HOST {
-        let values = (0..len).into_par_iter().map(|i| value(seed, i, element) as f32);
+        let values = (0..len).into_par_iter().map(|i| value(seed, i, element) as f32 * factor);
         return upload_values(gpu, &values.collect::<Vec<_>>(), shape, element);
     }
     let handle = gpu.client.empty(len * element.size());
@@ -52,6 +63,7 @@ pub fn tensor(gpu: &Gpu, seed: u32, shape: [usize; 4], element: Element) -> Oper
             BufferArg::from_raw_parts(handle.clone(), len),
             len,
             seed,
+            factor,
             element.elem_type(),
         );
     }
@@ -59,7 +71,13 @@ pub fn tensor(gpu: &Gpu, seed: u32, shape: [usize; 4], element: Element) -> Oper
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn fill<E: Float>(out: &mut [E], len: usize, seed: u32, #[define(E)] _element: ElemType) {
+fn fill<E: Float>(
+    out: &mut [E],
+    len: usize,
+    seed: u32,
+    factor: f32,
+    #[define(E)] _element: ElemType,
+) {
     let mut i = ABSOLUTE_POS;
     let step = CUBE_COUNT * CUBE_DIM as usize;
     while i < len {
@@ -70,7 +88,7 @@ fn fill<E: Float>(out: &mut [E], len: usize, seed: u32, #[define(E)] _element: E
         let h = (h ^ (h >> 13u32)) * 0xc2b2_ae35u32;
         let h = h ^ (h >> 16u32);
         let sum = (h & 255u32) + ((h >> 8u32) & 255u32) + ((h >> 16u32) & 255u32) + (h >> 24u32);
-        out[i] = E::cast_from((f32::cast_from(sum) - 510.0f32) / 128.0f32);
+        out[i] = E::cast_from((f32::cast_from(sum) - 510.0f32) / 128.0f32 * factor);
         i += step;
     }
 }

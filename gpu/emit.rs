@@ -88,7 +88,7 @@ fn kernels(
             &rule,
             false,
         );
-        for rung in SelectRung::LADDER {
+        for rung in [SelectRung::Mma, SelectRung::Plane] {
             if rung.runs(&capabilities, &problem) {
                 select_blocks_on(client, &capabilities, &problem, rung);
             }

@@ -24,7 +24,7 @@ use prism_kernels::select::{
 use prism_kernels::{Element, Operand};
 
 use crate::Gpu;
-use crate::data::{poisoned, random_selection, tensor, upload};
+use crate::data::{poisoned, random_selection, scaled_tensor, tensor, upload};
 use crate::million::a_million;
 use crate::report::{Record, Run};
 
@@ -45,6 +45,8 @@ pub struct Budget {
     pub million: bool,
     /// Steps to time, as the records name them; all if empty.
     pub only: Vec<String>,
+    /// Rungs to time, likewise.
+    pub rungs: Vec<String>,
 }
 
 impl Default for Budget {
@@ -56,6 +58,7 @@ impl Default for Budget {
             densities: vec![0.1],
             million: false,
             only: Vec::new(),
+            rungs: Vec::new(),
         }
     }
 }
@@ -121,7 +124,8 @@ impl Clock<'_> {
         call: &dyn Fn(),
     ) -> Result<Option<(f64, f64)>> {
         let only = &self.budget.only;
-        let asked = only.is_empty() || only.iter().any(|only| only == what);
+        let asked = (only.is_empty() || only.iter().any(|only| only == what))
+            && (self.budget.rungs.is_empty() || self.budget.rungs.iter().any(|one| one == rung));
         let key = (what.to_string(), rung.to_string(), shape.dim);
         let slow = self.seen.get(&key).is_some_and(|&(len, ms)| {
             shape.len > len && ms * (shape.len as f64 / len as f64).powi(2) > self.budget.slowest
@@ -371,6 +375,8 @@ impl<'a> Layer<'a> {
         let scale = 1.0 / (dim as f64).sqrt();
         let out = poisoned(self.gpu, q_heads * len * dim, element);
         let attended = Attended { out, lse: None };
+        let factor = (scale * std::f64::consts::LOG2_E) as f32;
+        let prescaled_q = scaled_tensor(self.gpu, 1, self.q.shape, element, factor);
         let (in_order, key_blocks) = ([1, q_heads, kv_heads], extent(grids).1);
         for density in std::iter::once(1.0).chain(clock.budget.densities.clone()) {
             let host = (density < 1.0).then(|| random_selection(grids, q_heads, density));
@@ -393,15 +399,23 @@ impl<'a> Layer<'a> {
                 if rung.check(capabilities, &problem).is_err() {
                     continue;
                 }
-                let call = || attend_into(client, capabilities, &problem, &attended, rung);
-                let what = if density < 1.0 { "attend" } else { "dense" };
-                if let Some(time) = clock.time(shape, what, &rung.to_string(), &call)? {
-                    let mut record = shape.record(what, &rung.to_string(), tiles / causal, time);
-                    record.tflops = Some(shape.rate(tiles, time.0));
-                    if density < 1.0 {
-                        record.note = shape.extra_memory();
+                // Queries that carry the scale spare this rung an operation a score.
+                let ways: &[bool] =
+                    if rung == AttendRung::Hopper { &[false, true] } else { &[false] };
+                for &prescaled in ways {
+                    let q = if prescaled { &prescaled_q } else { &self.q };
+                    let problem = AttendProblem { q, prescaled, ..problem.clone() };
+                    let call = || attend_into(client, capabilities, &problem, &attended, rung);
+                    let what = if density < 1.0 { "attend" } else { "dense" };
+                    let name = format!("{rung}{}", if prescaled { " pre-scaled" } else { "" });
+                    if let Some(time) = clock.time(shape, what, &name, &call)? {
+                        let mut record = shape.record(what, &name, tiles / causal, time);
+                        record.tflops = Some(shape.rate(tiles, time.0));
+                        if density < 1.0 {
+                            record.note = shape.extra_memory();
+                        }
+                        add(run, record)?;
                     }
-                    add(run, record)?;
                 }
             }
         }

@@ -2,10 +2,10 @@
 
 use cubecl::prelude::*;
 use gpu::report::{Check, Run};
+use prism_core::Side;
 use prism_core::bands::{BandRule, Bands};
 use prism_core::selection::extent;
-use prism_core::{AttentionShape, Side};
-use prism_core::{BlockGrid, Budget, Calibration, Rope, SelectionRule, oracle};
+use prism_core::{BlockGrid, Calibration, Rope, oracle};
 use prism_kernels::attend::{AttendProblem, AttendRung, Attended, attend_into};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;

@@ -57,6 +57,12 @@ enum Task {
         /// attend.
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
+        /// Only these rungs, as in `hopper,mma`.
+        #[arg(long, value_delimiter = ',')]
+        rungs: Vec<String>,
+        /// Densities of sparse attention.
+        #[arg(long, value_delimiter = ',', default_value = "0.1")]
+        densities: Vec<f64>,
         /// Longest prompt, in tokens.
         #[arg(long, default_value_t = 1 << 20)]
         longest: usize,
@@ -89,8 +95,8 @@ fn main() -> Result<()> {
             println!("{} checks, {failed} failed", run.checks.len());
             anyhow::ensure!(failed == 0, "{failed} checks failed");
         }
-        Task::Time { seconds, out, million, only, longest } => {
-            let budget = Budget { seconds, million, only, ..Budget::default() };
+        Task::Time { seconds, out, million, only, rungs, densities, longest } => {
+            let budget = Budget { seconds, million, only, rungs, densities, ..Budget::default() };
             let bf16 = |(k, dim): (usize, usize)| Shape::new(32, 8, k * 1024, dim, Element::BF16);
             let mut shapes = [(32, 128), (128, 128), (8, 128), (32, 64)].map(bf16).to_vec();
             shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
