@@ -170,26 +170,26 @@ fn products(client: &cubecl::client::Client) -> Result<Vec<(String, String)>> {
         let ([m, n, k], buffer) = ([512, 1024, 256], client.empty(4));
         let row_major = |shape| Matrix::row_major(buffer.clone(), shape, element);
         let column_major = |shape| Matrix::column_major(buffer.clone(), shape, element);
-        let residual = row_major([m, n]);
-        for (w, order) in [(row_major([k, n]), "kn"), (column_major([k, n]), "nk")] {
+        // A product of few rows has no use for clusters.
+        for (m, (w, order)) in [m, 128]
+            .into_iter()
+            .flat_map(|m| [(row_major([k, n]), "kn"), (column_major([k, n]), "nk")].map(|w| (m, w)))
+        {
+            let (x, residual) = (row_major([m, k]), row_major([m, n]));
             for (epilogue, name) in [
                 (Epilogue::Plain, "plain"),
                 (Epilogue::Residual(&residual), "residual"),
                 (Epilogue::SwiGlu, "swiglu"),
             ] {
-                // A product of few rows has no use for clusters.
-                for m in if name == "plain" { vec![m, 128] } else { vec![m] } {
-                    let x = row_major([m, k]);
-                    let problem = MatmulProblem::new(&x, &w, epilogue);
-                    let mut result = Ok(());
-                    let recorded = sources(|| {
-                        result = matmul(client, &capabilities, &problem).map(drop);
-                    });
-                    result?;
-                    let suffix = format!("{name}_{order}_{type_name}");
-                    let named = |(kernel, source)| (format!("{kernel}_{suffix}"), source);
-                    all.extend(recorded.into_iter().map(named));
-                }
+                let problem = MatmulProblem::new(&x, &w, epilogue);
+                let mut result = Ok(());
+                let recorded = sources(|| {
+                    result = matmul(client, &capabilities, &problem).map(drop);
+                });
+                result?;
+                let suffix = format!("{name}_{order}_{type_name}");
+                let named = |(kernel, source)| (format!("{kernel}_{suffix}"), source);
+                all.extend(recorded.into_iter().map(named));
             }
         }
         if element == Element::BF16 {
