@@ -55,7 +55,7 @@ pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut 
         for element in ELEMENTS {
             let lengths = lengths.clone();
             tasks.push(Box::new(move |run| {
-                attention(gpu, dims, block, lengths.as_deref(), element, 1.0, run);
+                attention(gpu, dims, block, lengths.as_deref(), element, (1.0, false), run);
             }));
         }
     }
@@ -64,10 +64,25 @@ pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut 
         for element in [Element::F16, Element::BF16] {
             let dims = [1, 4, 2, 1500, 1500, dim];
             tasks.push(Box::new(move |run| {
-                attention(gpu, dims, 128, None, element, sharpness, run)
+                attention(gpu, dims, 128, None, element, (sharpness, false), run)
             }));
         }
     }
+    // Q with the scale in it: scores near 0, where no reference is needed, and far from it.
+    for (dim, sharpness) in [64, 128].into_iter().flat_map(|d| [1.0, 10.0, 60.0].map(|s| (d, s))) {
+        for element in [Element::F16, Element::BF16] {
+            let ragged = vec![(900, 1500), (200, 777)];
+            for (dims, lengths) in
+                [([1, 4, 2, 1500, 1500, dim], None), ([2, 4, 1, 900, 1500, dim], Some(ragged))]
+            {
+                tasks.push(Box::new(move |run| {
+                    let lengths = lengths.as_deref();
+                    attention(gpu, dims, 128, lengths, element, (sharpness, true), run)
+                }));
+            }
+        }
+    }
+    tasks.push(Box::new(|run| super::rotate::rotation(gpu, run)));
     tasks.push(Box::new(|run| bad_values(gpu, run)));
     tasks.push(Box::new(|run| rule(gpu, run)));
     tasks.push(Box::new(|run| pooling(gpu, run)));
@@ -75,7 +90,11 @@ pub fn check(gpu: &Gpu, small: bool, (shard, shards): (usize, usize), run: &mut 
     tasks.iter().enumerate().filter(|(i, _)| i % shards == shard).for_each(|(_, task)| task(run));
 }
 
-fn grids(dims: Dims, block: usize, lengths: Option<&[(usize, usize)]>) -> Vec<BlockGrid> {
+pub(super) fn grids(
+    dims: Dims,
+    block: usize,
+    lengths: Option<&[(usize, usize)]>,
+) -> Vec<BlockGrid> {
     let [batch, _, _, q_len, kv_len, _] = dims;
     let uniform = vec![(q_len, kv_len); batch];
     let pairs = lengths.unwrap_or(&uniform).iter();
@@ -88,12 +107,21 @@ fn attention(
     block: usize,
     lengths: Option<&[(usize, usize)]>,
     element: Element,
-    sharpness: f64,
+    (sharpness, prescaled): (f64, bool),
     run: &mut Run,
 ) {
     let [batch, q_heads, kv_heads, q_len, kv_len, dim] = dims;
     let grids = grids(dims, block, lengths);
-    let q = tensor(gpu, 1, [batch, q_heads, q_len, dim], element);
+    let mut q = tensor(gpu, 1, [batch, q_heads, q_len, dim], element);
+    let mut scale = sharpness / (dim as f64).sqrt();
+    if prescaled {
+        // A power of two in Q rounds nothing.
+        let power = (scale * std::f64::consts::LOG2_E).log2().round().exp2();
+        scale = power * std::f64::consts::LN_2;
+        let len = q.shape.iter().product::<usize>();
+        let values = (0..len).map(|i| (value(1, i, element) * power) as f32);
+        q = upload_values(gpu, &values.collect::<Vec<_>>(), q.shape, element);
+    }
     // K and V as a cache of room for more holds them: strided views.
     let room = kv_len + 37;
     let view = |seed| {
@@ -101,7 +129,6 @@ fn attention(
         Operand { shape: [batch, kv_heads, kv_len, dim], ..cache }
     };
     let (k, v) = (view(2), view(3));
-    let scale = sharpness / (dim as f64).sqrt();
     let host = random_selection(&grids, q_heads, 0.3);
     let selection = upload(gpu, &host);
     let heads = [batch, q_heads, kv_heads];
@@ -115,6 +142,7 @@ fn attention(
         let chosen = sparse.then_some(&selection);
         let problem =
             AttendProblem::new(&q, &k, &v, &grids, chosen, sparse.then_some(&order), scale, true);
+        let problem = AttendProblem { prescaled, ..problem };
         for rung in AttendRung::LADDER {
             // The slow rungs on the long prompts only where nothing quicker is there.
             let skip = rung == AttendRung::Unit && kv_len > 1000
@@ -132,9 +160,10 @@ fn attention(
             let lse = read(gpu, attended.lse.as_ref().expect("asked for"), Element::F32);
             let detail = compare(&rows, &want, &out, &lse, dims, element, sharpness);
             let name = format!(
-                "attend {rung} {element:?} {dims:?} block {block} sharpness {sharpness} {} {}",
+                "attend {rung} {element:?} {dims:?} block {block} sharpness {sharpness} {} {} {}",
                 if sparse { "sparse" } else { "dense" },
                 if lengths.is_some() { "ragged" } else { "" },
+                if prescaled { "prescaled" } else { "" },
             );
             push(run, name, detail);
         }
@@ -204,7 +233,7 @@ fn bad_values(gpu: &Gpu, run: &mut Run) {
     }
 }
 
-fn push(run: &mut Run, name: String, result: Result<String, String>) {
+pub(super) fn push(run: &mut Run, name: String, result: Result<String, String>) {
     let (passed, detail) = match result {
         Ok(detail) => (true, detail),
         Err(detail) => (false, detail),

@@ -1,6 +1,7 @@
 //! `runner`: the kernels on a CUDA device, checked against the definition and timed.
 
 mod check;
+mod rotate;
 
 use std::path::PathBuf;
 
