@@ -14,7 +14,7 @@ use prism_kernels::schedule::schedule;
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
-use crate::{check_matmul, check_select};
+use crate::{check_matmul, check_rotate, check_select};
 use gpu::Gpu;
 use gpu::data::{
     Dims, exact, poisoned, random_selection, read, tensor, upload, upload_values, value,
@@ -61,7 +61,7 @@ pub fn check(gpu: &Gpu, small: bool, matmul: bool, (shard, shards): (usize, usiz
         for element in ELEMENTS {
             let lengths = lengths.clone();
             tasks.push(Box::new(move |run| {
-                attention(gpu, dims, block, lengths.as_deref(), element, 1.0, run);
+                attention(gpu, dims, block, lengths.as_deref(), element, (1.0, false), run);
             }));
         }
     }
@@ -70,10 +70,25 @@ pub fn check(gpu: &Gpu, small: bool, matmul: bool, (shard, shards): (usize, usiz
         for element in [Element::F16, Element::BF16] {
             let dims = [1, 4, 2, 1500, 1500, dim];
             tasks.push(Box::new(move |run| {
-                attention(gpu, dims, 128, None, element, sharpness, run)
+                attention(gpu, dims, 128, None, element, (sharpness, false), run)
             }));
         }
     }
+    // Q with the scale in it: scores near 0, where no reference is needed, and far from it.
+    for (dim, sharpness) in [64, 128].into_iter().flat_map(|d| [1.0, 10.0, 60.0].map(|s| (d, s))) {
+        for element in [Element::F16, Element::BF16] {
+            let ragged = vec![(900, 1500), (200, 777)];
+            for (dims, lengths) in
+                [([1, 4, 2, 1500, 1500, dim], None), ([2, 4, 1, 900, 1500, dim], Some(ragged))]
+            {
+                tasks.push(Box::new(move |run| {
+                    let lengths = lengths.as_deref();
+                    attention(gpu, dims, 128, lengths, element, (sharpness, true), run)
+                }));
+            }
+        }
+    }
+    tasks.push(Box::new(|run| check_rotate::rotation(gpu, run)));
     tasks.push(Box::new(|run| bad_values(gpu, run)));
     tasks.push(Box::new(|run| check_select::exact(gpu, run)));
     tasks.push(Box::new(|run| check_select::wild(gpu, run)));
@@ -86,7 +101,11 @@ pub fn check(gpu: &Gpu, small: bool, matmul: bool, (shard, shards): (usize, usiz
     tasks.iter().enumerate().filter(|(i, _)| i % shards == shard).for_each(|(_, task)| task(run));
 }
 
-fn grids(dims: Dims, block: usize, lengths: Option<&[(usize, usize)]>) -> Vec<BlockGrid> {
+pub(super) fn grids(
+    dims: Dims,
+    block: usize,
+    lengths: Option<&[(usize, usize)]>,
+) -> Vec<BlockGrid> {
     let [batch, _, _, q_len, kv_len, _] = dims;
     let uniform = vec![(q_len, kv_len); batch];
     let pairs = lengths.unwrap_or(&uniform).iter();
@@ -99,12 +118,21 @@ fn attention(
     block: usize,
     lengths: Option<&[(usize, usize)]>,
     element: Element,
-    sharpness: f64,
+    (sharpness, prescaled): (f64, bool),
     run: &mut Run,
 ) {
     let [batch, q_heads, kv_heads, q_len, kv_len, dim] = dims;
     let grids = grids(dims, block, lengths);
-    let q = tensor(gpu, 1, [batch, q_heads, q_len, dim], element);
+    let mut q = tensor(gpu, 1, [batch, q_heads, q_len, dim], element);
+    let mut scale = sharpness / (dim as f64).sqrt();
+    if prescaled {
+        // A power of two in Q rounds nothing.
+        let power = (scale * std::f64::consts::LOG2_E).log2().round().exp2();
+        scale = power * std::f64::consts::LN_2;
+        let len = q.shape.iter().product::<usize>();
+        let values = (0..len).map(|i| (value(1, i, element) * power) as f32);
+        q = upload_values(gpu, &values.collect::<Vec<_>>(), q.shape, element);
+    }
     // K and V as a cache of room for more holds them: strided views.
     let room = kv_len + 37;
     let view = |seed| {
@@ -112,7 +140,6 @@ fn attention(
         Operand { shape: [batch, kv_heads, kv_len, dim], ..cache }
     };
     let (k, v) = (view(2), view(3));
-    let scale = sharpness / (dim as f64).sqrt();
     let host = random_selection(&grids, q_heads, 0.3);
     let selection = upload(gpu, &host);
     let heads = [batch, q_heads, kv_heads];
@@ -126,6 +153,7 @@ fn attention(
         let chosen = sparse.then_some(&selection);
         let problem =
             AttendProblem::new(&q, &k, &v, &grids, chosen, sparse.then_some(&order), scale, true);
+        let problem = AttendProblem { prescaled, ..problem };
         for rung in AttendRung::LADDER {
             // The slow rungs on the long prompts only where nothing quicker is there.
             let skip = rung == AttendRung::Unit && kv_len > 1000
@@ -143,9 +171,10 @@ fn attention(
             let lse = read(gpu, attended.lse.as_ref().expect("asked for"), Element::F32);
             let detail = compare(&rows, &want, &out, &lse, dims, element, sharpness);
             let name = format!(
-                "attend {rung} {element:?} {dims:?} block {block} sharpness {sharpness} {} {}",
+                "attend {rung} {element:?} {dims:?} block {block} sharpness {sharpness} {} {} {}",
                 if sparse { "sparse" } else { "dense" },
                 if lengths.is_some() { "ragged" } else { "" },
+                if prescaled { "prescaled" } else { "" },
             );
             push(run, name, detail);
         }

@@ -2,6 +2,7 @@
 
 mod check;
 mod check_matmul;
+mod check_rotate;
 mod check_select;
 
 use std::path::PathBuf;

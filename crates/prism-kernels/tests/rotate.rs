@@ -10,7 +10,7 @@ use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::pool::{Pooled, pool};
 use prism_kernels::rotate::{RotaryTable, RotateError, RotateProblem, Rotated, rotate_and_pool};
-use prism_kernels::{Element, Operand};
+use prism_kernels::{Capabilities, Element, Operand};
 use rstest::rstest;
 use support::*;
 
@@ -246,6 +246,21 @@ fn does_a_part_of_the_dims_turn(#[case] dim: usize, #[case] rotary_dim: usize) {
         for layout in LAYOUTS {
             let lengths = [(40, 75), (17, 60)];
             let problem = problem("part", [2, 6, 3, 40, 75, dim], 16, Some(&lengths));
+            check(&device, &Case::new(problem, Element::F32, rope(layout, rotary_dim)));
+        }
+    }
+}
+
+/// As on GPUs, where units of a cube share the rows of a block; few of them, since here each is a thread.
+#[test]
+fn do_units_share_a_block() {
+    for device in devices().into_iter().filter(|device| device.name == "cpu") {
+        let capabilities = Capabilities { cores: None, ..device.capabilities };
+        let device = Bench { capabilities, ..device };
+        // All dims turn, or half of them.
+        for (layout, rotary_dim) in LAYOUTS.into_iter().zip([16, 8]) {
+            let lengths = [(5, 7), (3, 6)];
+            let problem = problem("shared", [2, 5, 1, 5, 7, 16], 4, Some(&lengths));
             check(&device, &Case::new(problem, Element::F32, rope(layout, rotary_dim)));
         }
     }

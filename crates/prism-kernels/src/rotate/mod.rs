@@ -6,6 +6,7 @@
 //! and of Q without the scale. So the selection doesn't depend on which way it was made.
 
 mod kernel;
+mod rows;
 mod table;
 
 use cubecl::prelude::*;
