@@ -168,7 +168,7 @@ pub fn prism_attention(
     let shape = check::inputs(&q, &k, &v)?;
     config.validate(shape.head_dim)?;
     let lengths = SequenceLengths::resolve(options.lengths.as_ref(), &shape)?;
-    let (kernel, _) = plan::choose_kernel(&q.device(), q.dtype(), shape.head_dim);
+    let (kernel, _) = plan::choose_kernel(&q.device(), q.dtype(), shape.head_dim, config.block);
     let (path, reason) = plan::choose_path(config, &lengths, kernel);
     let options = with_scale_of(options, config);
     let (result, selected) = match path {

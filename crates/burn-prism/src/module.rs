@@ -88,7 +88,8 @@ impl PrismAttention {
         crate::config::resolve_scale(options.scale, q.dims()[3])?;
         cache.check_call(&q, &self.config, &options)?;
         let (queries, keys) = (q.dims()[2], cache.len() + k.dims()[2]);
-        let (kernel, _) = plan::choose_kernel(&q.device(), q.dtype(), q.dims()[3]);
+        let (kernel, _) =
+            plan::choose_kernel(&q.device(), q.dtype(), q.dims()[3], self.config.block);
         let (path, reason) = plan::choose_path(&self.config, &[(queries, keys)], kernel);
         if path == Path::Sparse {
             check::selectable(&self.config, keys)?;

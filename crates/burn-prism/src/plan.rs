@@ -117,7 +117,7 @@ pub fn plan(
     config.validate(shape.head_dim)?;
     let grids = check::grids(config.block, shape, lengths)?;
     let lengths = SequenceLengths::resolve(lengths, shape)?;
-    let (kernel, refused) = choose_kernel(device, dtype, shape.head_dim);
+    let (kernel, refused) = choose_kernel(device, dtype, shape.head_dim, config.block);
     let (path, reason) = choose_path(config, &lengths, kernel);
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let cost = cost.with_scoring(shape, &grids, config.scoring);
@@ -138,25 +138,28 @@ pub fn plan(
     })
 }
 
-/// What computes on `device` for most models: bf16 heads of 128, or f32 where that is all it has.
+/// What computes on `device` for most models: bf16 heads of 128 in blocks of 128, or f32 where that is all it has.
 pub fn kernel(device: &Device) -> Kernel {
     let dtype = if device.supports_dtype(DType::BF16) { DType::BF16 } else { DType::F32 };
-    choose_kernel(device, dtype, 128).0
+    choose_kernel(device, dtype, 128, 128).0
 }
 
-/// What computes for heads of a type and width, and which quicker kernels can't.
+/// What computes for heads of a type and width in blocks of a size, and which quicker kernels can't.
 pub(crate) fn choose_kernel(
     device: &Device,
     dtype: DType,
     head_dim: usize,
+    block: usize,
 ) -> (Kernel, Vec<Refused>) {
     // Each is of use to some of the backends.
-    let _ = (dtype, head_dim);
+    let _ = (dtype, head_dim, block);
     match device.clone().inner().as_dispatch() {
         #[cfg(feature = "flex")]
         DispatchDevice::Flex(_) => (Kernel::Flex, Vec::new()),
         #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
-        DispatchDevice::Cube(device) => crate::backends::cube::kernel(device, dtype, head_dim),
+        DispatchDevice::Cube(device) => {
+            crate::backends::cube::kernel(device, dtype, head_dim, block)
+        }
         #[allow(unreachable_patterns)] // Where Flex is the only backend.
         _ => (Kernel::TensorOps, Vec::new()),
     }

@@ -32,7 +32,7 @@ fn takes_half_precision_and_whole_tiles() {
                 assert_eq!(checked(&x, &x, block), Ok(()));
             }
             assert_eq!(checked(&x, &x, 64), Err(RungError::Block(64)));
-            let (rung, refused) = AttendRung::plan(&hopper(), element, dim);
+            let (rung, refused) = AttendRung::plan(&hopper(), element, dim, 128);
             assert_eq!((rung, refused), (AttendRung::Hopper, vec![]));
         }
     }
@@ -43,12 +43,15 @@ fn says_what_it_does_not_take() {
     let (narrow, wide) = (operand(64, Element::F32), operand(256, Element::BF16));
     assert_eq!(checked(&narrow, &narrow, 128), Err(RungError::NoTensorCores(Element::F32)));
     assert_eq!(checked(&wide, &wide, 128), Err(RungError::TileDim(256)));
-    let (rung, refused) = AttendRung::plan(&hopper(), Element::BF16, 256);
+    let (rung, refused) = AttendRung::plan(&hopper(), Element::BF16, 128, 64);
+    assert_eq!(rung, AttendRung::Mma);
+    assert_eq!(refused, [(AttendRung::Hopper, RungError::Block(64))]);
+    let (rung, refused) = AttendRung::plan(&hopper(), Element::BF16, 256, 128);
     assert_eq!(rung, AttendRung::Mma);
     assert_eq!(refused, [(AttendRung::Hopper, RungError::TileDim(256))]);
     let mut older = hopper();
     older.hopper = false;
-    let (rung, refused) = AttendRung::plan(&older, Element::BF16, 128);
+    let (rung, refused) = AttendRung::plan(&older, Element::BF16, 128, 128);
     assert_eq!(rung, AttendRung::Mma);
     assert_eq!(refused, [(AttendRung::Hopper, RungError::NoHopper)]);
 }

@@ -27,8 +27,14 @@ use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Si
 use crate::plan::{Kernel, Refused};
 use crate::selected::SelectedBlocks;
 
-/// What computes for heads of a type and width on a device, and which quicker kernels can't.
-pub fn kernel(device: &CubeDevice, dtype: DType, dim: usize) -> (Kernel, Vec<Refused>) {
+/// What computes for heads of a type and width in blocks of a size on a device, and which quicker
+/// kernels can't.
+pub fn kernel(
+    device: &CubeDevice,
+    dtype: DType,
+    dim: usize,
+    block: usize,
+) -> (Kernel, Vec<Refused>) {
     let name = |rung| match rung {
         AttendRung::Unit => Kernel::CubeUnit,
         AttendRung::Plane => Kernel::CubePlane,
@@ -45,7 +51,7 @@ pub fn kernel(device: &CubeDevice, dtype: DType, dim: usize) -> (Kernel, Vec<Ref
         return (Kernel::TensorOps, vec![refused(Kernel::CubeUnit, reason)]);
     }
     let capabilities = Capabilities::of(&device.client());
-    let (rung, slower) = AttendRung::plan(&capabilities, element, dim);
+    let (rung, slower) = AttendRung::plan(&capabilities, element, dim, block);
     let slower = slower.into_iter().map(|(rung, error)| refused(name(rung), error.to_string()));
     (name(rung), slower.collect())
 }

@@ -156,7 +156,8 @@ impl AttendRung {
                 narrow.map_or(Ok(()), |(name, _)| Err(RungError::Layout(name)))
             }
             Self::Hopper => {
-                hopper::check(capabilities, problem.q.element, problem.q.shape[3])?;
+                let block = problem.grids.first().map_or(1, BlockGrid::block);
+                hopper::check(capabilities, problem.q.element, problem.q.shape[3], block)?;
                 hopper::check_problem(problem)
             }
         }
@@ -173,10 +174,11 @@ impl AttendRung {
         capabilities: &Capabilities,
         element: Element,
         dim: usize,
+        block: usize,
     ) -> (Self, Vec<(Self, RungError)>) {
         let mut refused = Vec::new();
         for (rung, checked) in [
-            (Self::Hopper, hopper::check(capabilities, element, dim)),
+            (Self::Hopper, hopper::check(capabilities, element, dim, block)),
             (Self::Mma, mma::check(capabilities, element, dim)),
             (Self::Plane, plane::check(capabilities, dim)),
         ] {
@@ -284,7 +286,7 @@ fn clear_kernel<E: Float>(
 mod hopper {
     use super::{AttendProblem, Attended, Capabilities, Client, Element, RungError};
 
-    pub(super) fn check(_: &Capabilities, _: Element, _: usize) -> Result<(), RungError> {
+    pub(super) fn check(_: &Capabilities, _: Element, _: usize, _: usize) -> Result<(), RungError> {
         Err(RungError::NoHopper)
     }
 

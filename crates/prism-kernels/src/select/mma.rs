@@ -68,7 +68,8 @@ fn layout(capabilities: &Capabilities, problem: &SelectProblem, ragged: bool) ->
     let dim = problem.heads[2];
     let key_blocks = prism_core::selection::extent(problem.grids).1;
     let bands = problem.bands.present().len();
-    if !capabilities.mma_f16 || dim % DIMS != 0 {
+    // What comes of CubeCL's LLVM compiler, which has no asynchronous copies, has not been checked.
+    if !capabilities.mma_f16 || !capabilities.copy_async || dim % DIMS != 0 {
         return None;
     }
     // The four queries that half a warp writes at once lie in different banks.

@@ -84,11 +84,12 @@ impl HopperShape {
     }
 }
 
-/// Whether the rung runs, on contiguous tensors and blocks of 128.
+/// Whether the rung runs, on contiguous tensors.
 pub(super) fn check(
     capabilities: &Capabilities,
     element: Element,
     dim: usize,
+    block: usize,
 ) -> Result<(), RungError> {
     if !capabilities.hopper {
         return Err(RungError::NoHopper);
@@ -99,6 +100,9 @@ pub(super) fn check(
     if ![64, 80, 96, 128].contains(&dim) {
         return Err(RungError::TileDim(dim));
     }
+    if block % TILE != 0 {
+        return Err(RungError::Block(block));
+    }
     let needs = HopperShape::new(dim, TILE, element).shared_memory();
     let has = capabilities.shared_memory;
     if needs > has { Err(RungError::SharedMemory { needs, has }) } else { Ok(()) }
@@ -106,10 +110,6 @@ pub(super) fn check(
 
 /// What a problem needs beyond [`check`].
 pub(super) fn check_problem(problem: &AttendProblem) -> Result<(), RungError> {
-    let odd = problem.grids.iter().map(|grid| grid.block()).find(|block| block % TILE != 0);
-    if let Some(block) = odd {
-        return Err(RungError::Block(block));
-    }
     let operands = [("q", problem.q), ("k", problem.k), ("v", problem.v)];
     let unmappable = operands.into_iter().find(|(_, x)| !mappable(x));
     unmappable.map_or(Ok(()), |(name, _)| Err(RungError::Layout(name)))
