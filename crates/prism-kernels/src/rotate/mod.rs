@@ -252,7 +252,11 @@ fn launch(
     let per_cube = if alone { units as usize } else { 1 };
     let address = tensors.map(Operand::address_type).into_iter().max();
     let (q_lines, k_lines) = (batch * q_heads * rows, batch * kv_heads * key_blocks);
-    let angles = (table.positions * turning).max(1);
+    // Where nothing turns, the table may be smaller than the vector that stands for it.
+    let (cos, sin, angles) = match turning {
+        0 => (client.empty(64), client.empty(64), 1),
+        _ => (table.cos.clone(), table.sin.clone(), table.positions * turning),
+    };
     let factor = problem.prescale.unwrap_or(1.0) * std::f64::consts::LOG2_E;
     let shape = RotateShape {
         block,
@@ -282,8 +286,8 @@ fn launch(
             vector,
             q.arg(),
             k.arg(),
-            buffer(&table.cos, angles),
-            buffer(&table.sin, angles),
+            buffer(&cos, angles),
+            buffer(&sin, angles),
             spans.arg(&table.cos),
             new_q.arg(),
             new_k.arg(),
