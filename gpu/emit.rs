@@ -119,9 +119,11 @@ fn kernels(
         let cached = RotateProblem { prescale: Some(0.1), cache: Some(&v), ..problem.clone() };
         // New keys are as many as queries: the whole prompt.
         for (problem, kind) in [(problem, ""), (cached, "_into_cache")] {
+            let mut result = Ok(());
             let recorded = sources(|| {
-                rotate_and_pool(client, &capabilities, &problem).map(drop).unwrap_or_default();
+                result = rotate_and_pool(client, &capabilities, &problem).map(drop);
             });
+            result?;
             let named = |(kernel, source)| (format!("{kernel}_{name}{kind}"), source);
             all.extend(recorded.into_iter().map(named));
         }

@@ -80,7 +80,7 @@ pub struct PrismOutput {
 }
 
 /// Block size of the dense path, which no result depends on.
-const DENSE_BLOCK: usize = 128;
+pub(crate) const DENSE_BLOCK: usize = 128;
 
 /// Exact causal attention.
 ///

@@ -8,6 +8,7 @@ use prism_core::error::Result;
 use prism_core::{AttentionShape, Cost, SequenceLengths};
 use serde::Serialize;
 
+use crate::attention::DENSE_BLOCK;
 use crate::check;
 use crate::config::PrismConfig;
 use crate::report::{Path, Reason};
@@ -119,6 +120,11 @@ pub fn plan(
     let lengths = SequenceLengths::resolve(lengths, shape)?;
     let (kernel, refused) = choose_kernel(device, dtype, shape.head_dim, config.block);
     let (path, reason) = choose_path(config, &lengths, kernel);
+    // Dense attention has blocks of its own.
+    let (kernel, refused) = match path {
+        Path::Dense => choose_kernel(device, dtype, shape.head_dim, DENSE_BLOCK),
+        Path::Sparse => (kernel, refused),
+    };
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let cost = cost.with_scoring(shape, &grids, config.scoring);
     let scratch = match path {
@@ -138,7 +144,8 @@ pub fn plan(
     })
 }
 
-/// What computes on `device` for most models: bf16 heads of 128 in blocks of 128, or f32 where that is all it has.
+/// What computes on `device` for most models: bf16 heads of 128 in blocks of 128, or f32 where that is
+/// all it has.
 pub fn kernel(device: &Device) -> Kernel {
     let dtype = if device.supports_dtype(DType::BF16) { DType::BF16 } else { DType::F32 };
     choose_kernel(device, dtype, 128, 128).0

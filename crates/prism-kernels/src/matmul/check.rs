@@ -112,7 +112,7 @@ pub enum MatmulError {
 /// # Errors
 /// What stands in the way.
 pub fn check(capabilities: &Capabilities, problem: &MatmulProblem) -> Result<(), MatmulError> {
-    launch::check(capabilities, problem)?;
+    launch::check(capabilities)?;
     let MatmulProblem { x, w, epilogue } = problem;
     if x.element == Element::F32 {
         return Err(MatmulError::Element(x.element));

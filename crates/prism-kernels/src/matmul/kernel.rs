@@ -64,13 +64,7 @@ pub(super) fn matmul_alone(
     steps: u32,
     #[comptime] shape: MatmulShape,
 ) {
-    let maps = Maps {
-        x: tensor_map_address::<f16, Tiled>(x),
-        w: tensor_map_address::<f16, Tiled>(w),
-        residual: tensor_map_address::<f16, Tiled>(residual),
-        out: tensor_map_address::<f16, Tiled>(out),
-    };
-    multiply(&maps, &raster, steps, shape);
+    multiply(x, w, residual, out, &raster, steps, shape);
 }
 
 /// A product by clusters of two cubes, one below the other.
@@ -84,17 +78,25 @@ pub(super) fn matmul_paired(
     steps: u32,
     #[comptime] shape: MatmulShape,
 ) {
+    multiply(x, w, residual, out, &raster, steps, shape);
+}
+
+#[cube]
+fn multiply(
+    x: &TensorMap<f16, Tiled>,
+    w: &TensorMap<f16, Tiled>,
+    residual: &TensorMap<f16, Tiled>,
+    out: &TensorMap<f16, Tiled>,
+    raster: &Raster,
+    steps: u32,
+    #[comptime] shape: MatmulShape,
+) {
     let maps = Maps {
         x: tensor_map_address::<f16, Tiled>(x),
         w: tensor_map_address::<f16, Tiled>(w),
         residual: tensor_map_address::<f16, Tiled>(residual),
         out: tensor_map_address::<f16, Tiled>(out),
     };
-    multiply(&maps, &raster, steps, shape);
-}
-
-#[cube]
-fn multiply(maps: &Maps, raster: &Raster, steps: u32, #[comptime] shape: MatmulShape) {
     ptx::one_cube_a_multiprocessor();
     let registers = comptime!(shape.declare());
     gpu_asm!("{registers}", options(nomem));
@@ -125,11 +127,11 @@ fn multiply(maps: &Maps, raster: &Raster, steps: u32, #[comptime] shape: MatmulS
     if warpgroup == 0 {
         ptx::shrink_registers(40u32);
         if unit == 0 {
-            produce(maps, raster, steps, &room, shape);
+            produce(&maps, raster, steps, &room, shape);
         }
     } else {
         ptx::grow_registers(232u32);
-        consume(maps, raster, steps, &room, warpgroup - 1, unit % 128, shape);
+        consume(&maps, raster, steps, &room, warpgroup - 1, unit % 128, shape);
     }
     // While a cube runs, the other may copy to it and arrive at its barriers.
     if comptime!(shape.cluster != 1) {

@@ -81,7 +81,7 @@ pub(super) fn shared_memory() -> usize {
 }
 
 /// What a device must have.
-pub(super) fn check(capabilities: &Capabilities, _: &MatmulProblem) -> Result<(), MatmulError> {
+pub(super) fn check(capabilities: &Capabilities) -> Result<(), MatmulError> {
     if !capabilities.hopper {
         return Err(MatmulError::NoHopper);
     }

@@ -112,7 +112,7 @@ pub fn matmul_into(
 mod launch {
     use super::{Capabilities, Client, MatmulError, MatmulProblem, Matrix};
 
-    pub(super) fn check(_: &Capabilities, _: &MatmulProblem) -> Result<(), MatmulError> {
+    pub(super) fn check(_: &Capabilities) -> Result<(), MatmulError> {
         Err(MatmulError::NoHopper)
     }
 

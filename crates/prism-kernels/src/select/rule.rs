@@ -1,9 +1,9 @@
 //! The selection rule on the device: from the integer masses of a row to its bits, equal bit for
 //! bit to [`prism_core::SelectionRule::select_row`].
 //!
-//! A row is worked by `lanes` units together (a plane) or by one. Nothing is sorted: the lightest
-//! mass that is kept is found bit by bit, since the sum of the masses not lighter than a bound
-//! only falls as the bound rises. Integer sums don't depend on the order of the lanes.
+//! A row is worked by `lanes` units together (a plane) or by one. Nothing is sorted: bounds close
+//! in on the lightest mass that is kept, since the sum of the masses not lighter than a bound only
+//! falls as the bound rises. Integer sums don't depend on the order of the lanes.
 
 use cubecl::prelude::*;
 use prism_core::{Budget, SelectionRule};
