@@ -7,8 +7,9 @@
 
 use cubecl::prelude::*;
 
+use super::digits::{BINS, heaviest_by_digits};
 use super::halves::{Split, halved, magnitude, scale, split};
-use super::rule::{Row, RuleShape, select_row, to_masses};
+use super::rule::{Row, RuleShape, limited, select_row, to_masses};
 use super::scores::{KeyTile, again, score};
 use super::write::{Line, write_row};
 use super::{SelectNumbers, SelectProblem, Selection, buffers, masked};
@@ -49,9 +50,14 @@ impl MmaShape {
         (self.dim / WIDE - 4).next_multiple_of(8) + 4
     }
 
+    /// Vectors that hold the queries and, once there are scores, the bins of the search.
+    fn query_room(&self) -> usize {
+        ROWS * (2 * self.pitch()).max(self.rule.bands as usize * BINS / WIDE)
+    }
+
     fn shared_memory(&self) -> usize {
         let bands = self.rule.bands as usize;
-        ROWS * (2 * self.pitch() * WIDE + bands * (self.room + 1)) * 4
+        (self.query_room() * WIDE + ROWS * bands * (self.room + 1)) * 4
     }
 
     /// Runs of groups of dims that any band holds.
@@ -149,8 +155,10 @@ fn select_mma(
     let room = comptime!(shape.room);
     let pitch = comptime!(shape.pitch());
     let chunks = comptime!(shape.dim / WIDE);
-    let mut queries =
-        Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(comptime!(2 * rows * pitch), 16usize);
+    let mut queries = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
+        comptime!(shape.query_room()),
+        16usize,
+    );
     let mut q_inverses = Shared::<[f32]>::new_slice(comptime!(bands * rows));
     let mut masses = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
         comptime!(bands * rows * room / 4),
@@ -251,7 +259,23 @@ fn select_mma(
     };
     let most = to_masses::<Const<4>>(&mut masses, &place, bands, comptime!(shape.rule));
     let rule = numbers.rule();
-    let selected = select_row::<Const<4>>(&mut masses, &place, &rule, most, comptime!(shape.rule));
+    let selected = if comptime!(shape.rule.by_mass) {
+        let found = heaviest_by_digits::<Const<4>>(
+            &mut masses,
+            // Nobody reads the queries any more.
+            &mut queries,
+            own * comptime!(bands * BINS / WIDE),
+            &place,
+            &rule,
+            rule.budget,
+            most,
+            bands,
+            comptime!(shape.rule),
+        );
+        limited::<Const<4>>(&mut masses, &place, &rule, most, found, comptime!(shape.rule))
+    } else {
+        select_row::<Const<4>>(&mut masses, &place, &rule, most, comptime!(shape.rule))
+    };
     // Lanes read each other's masses from here on.
     sync_plane();
     if row < numbers.rows {

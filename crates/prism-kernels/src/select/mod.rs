@@ -5,6 +5,7 @@
 //! gives a unit to each row.
 //! [`second_order`] scores in the other way. All select with [`rule`] and [`write`] the result.
 
+mod digits;
 mod halves;
 mod mma;
 mod plane;

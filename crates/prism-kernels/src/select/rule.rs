@@ -196,6 +196,19 @@ pub(crate) fn select_row<S: Size>(
     let search = comptime!(if shape.by_mass { Search::Mass } else { Search::Count });
     let count = comptime!(shape.bands as usize);
     let bands = heaviest::<S>(scratch, row, rule, rule.budget, most, count, search, shape);
+    limited::<S>(scratch, row, rule, most, bands, shape)
+}
+
+/// The selection that the bands' prefixes make, within the rule's limits.
+#[cube]
+pub(crate) fn limited<S: Size>(
+    scratch: &mut [Vector<u32, S>],
+    row: &Row,
+    rule: &Rule,
+    most: Pair,
+    bands: Prefixes,
+    #[comptime] shape: RuleShape,
+) -> Selected {
     let mut lightest = Pair::new(0u32);
     let mut last = Pair::new(0u32);
     let mut change = 0u32;

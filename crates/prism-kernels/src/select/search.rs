@@ -132,15 +132,43 @@ pub(super) fn heaviest<S: Size>(
             open = open || (upper.extract(z) - lower > 1u32 && (each == 0u32 || several));
         }
     }
+    let found = Found { lightest, kept, heavier };
+    complete::<S>(scratch, row, rule, target, &found, bands, search, shape)
+}
+
+/// Where a search has ended: of each band the lower bound, what the blocks add that aren't lighter
+/// than it, and what those of them add that are certainly kept, the others being one block or of one
+/// mass.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Found {
+    pub lightest: Pair,
+    pub kept: Pair,
+    pub heavier: Pair,
+}
+
+/// The prefixes, once it is known how many blocks of one mass complete them.
+#[cube]
+pub(super) fn complete<S: Size>(
+    scratch: &mut [Vector<u32, S>],
+    row: &Row,
+    rule: &Rule,
+    target: u32,
+    found: &Found,
+    #[comptime] bands: usize,
+    #[comptime] search: Search,
+    #[comptime] shape: RuleShape,
+) -> Prefixes {
+    let by_mass = comptime!(search == Search::Mass);
+    let mut lightest = Pair::new(0u32);
     let mut last = Pair::new(row.causal as u32);
     #[unroll]
     for z in 0..bands {
-        let mass = lightest.extract(z);
+        let mass = found.lightest.extract(z);
         let each = if comptime!(by_mass) { mass } else { 1u32.runtime() };
         // Weightless blocks never reach a target: all of them stay.
         if each > 0u32 {
-            let tied = (kept.extract(z) - heavier.extract(z)) / each;
-            let missing = target - heavier.extract(z).min(target);
+            let tied = (found.kept.extract(z) - found.heavier.extract(z)) / each;
+            let missing = target - found.heavier.extract(z).min(target);
             let wanted = missing.div_ceil(each);
             if tied > 1u32 && wanted < tied {
                 let start = row.start + z * row.stride;
