@@ -131,7 +131,13 @@ pub(super) fn consume(
                 // The first tile.
                 ptx::wait(room.full_k + stage * 8, parity, bounded);
                 let mut last = ptx::load(room.last + stage * 4);
-                score(k_major(room.k + stage * tile_bytes), Part::Whole, shape);
+                let keys = k_major(room.k + stage * tile_bytes);
+                if comptime!(shape.halves) {
+                    score(keys, Part::First, shape);
+                    score(keys, Part::Second, shape);
+                } else {
+                    score(keys, Part::Whole, shape);
+                }
                 if item.diagonal {
                     ptx::wait(room.full_v + stage * 8, parity, bounded);
                     spoilt = clean_values(
@@ -176,9 +182,11 @@ pub(super) fn consume(
                         while begun {
                             last = ptx::load(room.last + stage * 4);
                             begun = last == 0u32;
+                            // The first half's scores, begun a softmax ago. The assembler wants nothing
+                            // under way from one turn to the next that is read there.
+                            wait_products(0u32);
                             score(keys + 0u64, Part::Second, shape);
                             accumulate(values + 0u64, Part::Second, shape);
-                            wait_products(2u32);
                             softmax(scale, alone(consumer), keys + 0u64, Part::First, shape);
                             ptx::wait(room.full_v + stage * 8, parity, bounded);
                             values = mn_major(room.v + stage * tile_bytes, ACROSS);
