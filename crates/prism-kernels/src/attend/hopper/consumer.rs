@@ -50,6 +50,22 @@ fn accumulate(values: u64, #[comptime] part: Part, #[comptime] shape: HopperShap
     );
 }
 
+/// Waits, and only then sets `factor`: of scores that are ready the assembler would else take
+/// exponentials before it begins the products that shall run beside them.
+#[cube]
+fn wait_with_factor(barrier: u32, parity: u32, scale: f32, #[comptime] shape: HopperShape) {
+    let code = comptime!(ptx::wait_code(
+        ["%0", "%1"],
+        "selp.f32 factor, %2, 0f00000000, done;",
+        shape.bounded
+    ));
+    gpu_asm!(
+        "{code}", "// {b} {p} {s}",
+        b = in(_) barrier, p = in(_) parity & 1u32, s = in(_) scale,
+        options(explicit_mem, reads_address_space shared, writes_address_space shared)
+    );
+}
+
 /// Weights of a further tile; `barrier`: of this consumer alone.
 #[cube]
 fn softmax(
@@ -187,8 +203,9 @@ pub(super) fn consume(
                             wait_products(0u32);
                             score(keys + 0u64, Part::Second, shape);
                             accumulate(values + 0u64, Part::Second, shape);
+                            // Values are waited for as early as that, since the factor comes with them.
+                            wait_with_factor(room.full_v + stage * 8, parity, scale, shape);
                             softmax(scale, alone(consumer), keys + 0u64, Part::First, shape);
-                            ptx::wait(room.full_v + stage * 8, parity, bounded);
                             values = mn_major(room.v + stage * tile_bytes, ACROSS);
                             accumulate(values + 0u64, Part::First, shape);
                             let old_keys = keys + 0u64;

@@ -76,7 +76,7 @@ impl HopperShape {
         let (outs, queries) = (self.outs(), self.dim / 4);
         format!(
             ".reg .f32 out<{outs}>; .reg .f32 score<{SCORES}>; .reg .b32 weight<32>; .reg .b32 \
-             query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>; .reg .pred moved, direct;"
+             query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>, factor; .reg .pred moved, direct;"
         )
     }
 

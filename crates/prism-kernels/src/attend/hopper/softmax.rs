@@ -168,10 +168,11 @@ impl HopperShape {
     /// 2^(score · scale + offset) in place of the scores, or 2^score without an `offset`; a share of them
     /// by [`exp2`].
     fn weigh(&self, s: &mut String, part: Part, offset: bool) {
+        let factor = if part == Part::First { "factor" } else { "%0" };
         for i in part.scores() {
             let r = row(i);
             let _ = if offset {
-                writeln!(s, "fma.rn.f32 t, score{i}, %0, offset{r};")
+                writeln!(s, "fma.rn.f32 t, score{i}, {factor}, offset{r};")
             } else {
                 writeln!(s, "mov.f32 t, score{i};")
             };
