@@ -26,22 +26,27 @@ use prism_kernels::{Element, Matrix, Operand};
 struct Arguments {
     /// Where the sources go, one file a kernel.
     folder: PathBuf,
+    /// Head dimensions; matrix products only with all of them.
+    #[arg(long, value_delimiter = ',')]
+    dims: Option<Vec<usize>>,
 }
 
 fn main() -> Result<()> {
-    let folder = Arguments::parse().folder;
+    let Arguments { folder, dims } = Arguments::parse();
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("can't create {}", folder.display()))?;
     let client = Device::Cpu(Default::default()).client();
     let mut all = BTreeMap::new();
     for (element, name) in [(Element::BF16, "bf16"), (Element::F16, "f16"), (Element::F32, "f32")] {
-        for dim in [64, 80, 96, 128, 256] {
+        for &dim in dims.as_deref().unwrap_or(&[64, 80, 96, 128, 256]) {
             for (suffix, source) in kernels(&client, element, dim)? {
                 all.insert(format!("{suffix}_{name}_d{dim}"), source);
             }
         }
     }
-    all.extend(products(&client)?);
+    if dims.is_none() {
+        all.extend(products(&client)?);
+    }
     for (name, source) in &all {
         let path = folder.join(format!("{name}.cu"));
         std::fs::write(&path, source).with_context(|| format!("can't write {}", path.display()))?;
