@@ -1,6 +1,6 @@
-//! Scores on tensor cores, then a plane two rows. One band after the other: a tile of 16 queries makes
-//! the rows of `mma.sync` m16n8k16, every key that is read serves all of them, and shared memory holds
-//! the masses of one band. What a band keeps waits in the output for the other's.
+//! Scores on tensor cores, then a plane a row. A tile of 8 queries makes the 16 rows of `mma.sync`
+//! m16n8k16: one copy a band, with the dims of the other zeroed, so that a key that is read serves
+//! both bands and a lane gets both scores of a pair.
 //!
 //! Operands are sums of two f16 [`halves`](super::halves): q·k = h·h + (h·l + l·h), but for l·l, which
 //! is below f32's own rounding. Where a sum isn't finite, the product is taken anew, dim by dim.
@@ -9,11 +9,10 @@ use cubecl::prelude::*;
 
 use super::digits::{BINS, heaviest_by_digits};
 use super::halves::{Split, halved, magnitude, scale, split};
-use super::rule::{Row, RuleShape, to_masses};
+use super::rule::{Row, RuleShape, limited, select_row, to_masses};
 use super::scores::{KeyTile, again, score};
-use super::search::{Search, heaviest};
-use super::write::{Line, write_band};
-use super::{SelectNumbers, SelectProblem, Selection, buffers};
+use super::write::{Line, write_row};
+use super::{SelectNumbers, SelectProblem, Selection, buffers, masked};
 use crate::band_mask::BandMask;
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
@@ -28,15 +27,9 @@ const DIMS: usize = 16;
 /// Tiles of 8 keys that a warp scores at once.
 pub(super) const KEY_TILES: usize = 4;
 const KEYS: usize = KEY_TILES * 8;
-/// Planes that work a tile together.
-pub(super) const PLANES: usize = 8;
-/// Such teams a cube, at most, each with its own tile. What hides the latency of one team's searches are
-/// the other teams; in one cube, because the compiler then keeps to the registers that 24 warps leave.
-const TEAMS: usize = 3;
-/// Rows a plane, neighbours that it works side by side: one's arithmetic hides the other's latency.
-pub(super) const PAIR: usize = 2;
-/// Queries a tile.
-pub(super) const ROWS: usize = PLANES * PAIR;
+/// Queries a cube, one a warp. With 16, keys are read from the second-level cache half as often, but
+/// shared memory then holds the masses of one cube, whose warps wait for each other.
+pub(super) const ROWS: usize = 8;
 
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,10 +39,8 @@ pub(super) struct MmaShape {
     pub bands: BandMask,
     pub rule: RuleShape,
     pub ragged: bool,
-    /// Masses that a row has room for.
+    /// Masses that a row and band has room for.
     pub room: usize,
-    /// Teams a cube.
-    pub teams: usize,
 }
 
 impl MmaShape {
@@ -60,19 +51,21 @@ impl MmaShape {
     }
 
     /// Vectors that hold the queries and, once there are scores, the bins of the search.
-    pub fn query_room(&self) -> usize {
-        (PLANES * 2 * self.pitch()).max(ROWS * BINS / WIDE)
+    fn query_room(&self) -> usize {
+        ROWS * (2 * self.pitch()).max(self.rule.bands as usize * BINS / WIDE)
     }
 
-    /// Bytes a team.
     fn shared_memory(&self) -> usize {
-        (self.query_room() * WIDE + ROWS * (self.room + 1)) * 4
+        let bands = self.rule.bands as usize;
+        (self.query_room() * WIDE + ROWS * bands * (self.room + 1)) * 4
     }
 
-    /// Groups of dims that band `z` holds, as bits.
-    fn groups(&self, z: usize) -> u32 {
-        let held = |p: &usize| self.bands.touches(z, p * DIMS, DIMS);
-        (0..self.dim / DIMS).filter(held).map(|p| 1 << p).sum()
+    /// Runs of groups of dims that any band holds.
+    pub fn groups(&self) -> Vec<(usize, usize)> {
+        let held = |p: &usize| (0..2).any(|z| self.bands.touches(z, p * DIMS, DIMS));
+        let groups: Vec<usize> = (0..self.dim / DIMS).filter(held).collect();
+        let runs = groups.chunk_by(|a, b| a + 1 == *b);
+        runs.map(|run| (run[0], run[run.len() - 1] + 1)).collect()
     }
 }
 
@@ -85,22 +78,19 @@ fn layout(capabilities: &Capabilities, problem: &SelectProblem, ragged: bool) ->
     if !capabilities.mma_f16 || !capabilities.copy_async || dim % DIMS != 0 {
         return None;
     }
-    let mut shape = MmaShape {
+    // The four queries that half a warp writes at once lie in different banks.
+    let (banks, first) = if bands == 2 { (16, 4) } else { (32, 8) };
+    let shape = MmaShape {
         block: problem.grids[0].block(),
         dim,
         bands: *problem.bands,
         rule: RuleShape::new(problem.rule, 32, bands as u32, capabilities.copy_async),
         ragged,
-        // The four pairs of rows that half a warp writes at once lie in different banks.
-        room: key_blocks.next_multiple_of(KEYS) + 4,
-        teams: 1,
+        room: key_blocks.next_multiple_of(KEYS).next_multiple_of(banks) + first,
     };
-    // Limits compare the masses of both bands.
-    let limited = shape.rule.fill || shape.rule.cut;
-    let units = capabilities.units as usize / (PLANES * 32);
-    shape.teams = TEAMS.min(units).min(capabilities.shared_memory / shape.shared_memory());
-    let fits = shape.teams > 0;
-    (fits && !limited).then_some(shape)
+    let fits = shape.shared_memory() <= capabilities.shared_memory
+        && ROWS * 32 <= capabilities.units as usize;
+    fits.then_some(shape)
 }
 
 /// Whether the kernel runs a problem.
@@ -126,8 +116,8 @@ pub(super) fn launch(
         launch!(
             select_mma,
             client,
-            cube_count(client, (heads * selection.rows.div_ceil(ROWS)).div_ceil(shape.teams)),
-            CubeDim::new_2d(32, (shape.teams * PLANES) as u32),
+            cube_count(client, heads * selection.rows.div_ceil(ROWS)),
+            CubeDim::new_2d(32, ROWS as u32),
             q,
             k,
             buffer(&halves, k_rows * shape.dim / WIDE),
@@ -160,26 +150,27 @@ fn select_mma(
     #[comptime] shape: MmaShape,
 ) {
     let block = comptime!(shape.block);
+    let bands = comptime!(shape.rule.bands as usize);
+    let rows = comptime!(ROWS);
     let room = comptime!(shape.room);
+    let pitch = comptime!(shape.pitch());
+    let chunks = comptime!(shape.dim / WIDE);
     let mut queries = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
-        comptime!(shape.teams * shape.query_room()),
+        comptime!(shape.query_room()),
         16usize,
     );
-    let mut q_inverses = Shared::<[f32]>::new_slice(comptime!(shape.teams * ROWS));
+    let mut q_inverses = Shared::<[f32]>::new_slice(comptime!(bands * rows));
     let mut masses = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(
-        comptime!(shape.teams * ROWS * shape.room / 4),
+        comptime!(bands * rows * room / 4),
         16usize,
     );
     // The longest rows of every head first.
-    let tiles = numbers.rows.div_ceil(ROWS);
-    let own = UNIT_POS_Y as usize % comptime!(PLANES);
-    let team = UNIT_POS_Y as usize / comptime!(PLANES);
-    let tile = CUBE_POS * comptime!(shape.teams) + team;
-    if tile >= heads * tiles {
+    let cubes = numbers.rows.div_ceil(rows);
+    if CUBE_POS >= heads * cubes {
         terminate!();
     }
-    let head = tile % heads;
-    let first_row = (tiles - 1 - tile / heads) * comptime!(ROWS);
+    let head = CUBE_POS % heads;
+    let first_row = (cubes - 1 - CUBE_POS / heads) * rows;
     let span = span(
         lengths,
         head / numbers.q_heads,
@@ -187,157 +178,24 @@ fn select_mma(
         numbers.kv_len,
         comptime!(shape.ragged),
     );
-    let reach = span
-        .causal_blocks((first_row + comptime!(ROWS - 1)).min(span.rows(block).max(1) - 1), block);
-    let first_key = (head / numbers.group) * numbers.key_blocks;
 
-    // The plane's rows. They are searched as if both were as long as the longer one: keys that the
-    // other doesn't see have scores of −∞.
-    let first = first_row + own * comptime!(PAIR);
-    let mut longest = 0usize;
-    #[unroll]
-    for i in 0..comptime!(PAIR) {
-        let searched = first + i < numbers.rows && !numbers.dense(&span, first + i, block);
-        longest = select(searched, longest.max(span.causal_blocks(first + i, block)), longest);
-    }
-    let pair = Row {
-        start: (team * comptime!(PLANES) + own) * comptime!(PAIR * shape.room / 4),
-        stride: (room / 4).runtime(),
-        causal: longest,
-        lane: UNIT_POS_X as usize,
-    };
-    let rule = numbers.rule();
-    // Band after band in one loop, so that the search is there once.
-    let bands = comptime!(shape.bands.present());
-    let mut band = 0usize;
-    while band < comptime!(bands.len()).runtime() {
-        let z = select(
-            band == 0,
-            comptime!(bands[0]).runtime(),
-            comptime!(bands[bands.len() - 1]).runtime(),
-        );
-        meet(team);
-        load_queries(
-            q_means,
-            factors,
-            &mut queries,
-            &mut q_inverses,
-            &numbers,
-            head,
-            first,
-            team,
-            z,
-            shape,
-        );
-        meet(team);
-        // Scores of every row of the tile for the keys that its last row sees.
-        let mut group = own * comptime!(KEYS);
-        while group < reach {
-            let tile = KeyTile { team, head, first_row, first_key, group, z };
-            let finite = score(
-                &queries,
-                &q_inverses,
-                &mut masses,
-                k_halves,
-                k_inverses,
-                &numbers,
-                &span,
-                &tile,
-                shape,
-            );
-            if !finite {
-                again(q_means, k_means, factors, &mut masses, &numbers, &span, &tile, shape);
-            }
-            group += comptime!(PLANES * KEYS);
-        }
-        meet(team);
-
-        let most = to_masses::<Const<4>>(&mut masses, &pair, PAIR, comptime!(shape.rule));
-        let found = if comptime!(shape.rule.by_mass) {
-            heaviest_by_digits::<Const<4>>(
-                &mut masses,
-                // Nobody reads the queries any more.
-                &mut queries,
-                team * comptime!(shape.query_room()) + own * comptime!(PAIR * BINS / WIDE),
-                &pair,
-                &rule,
-                rule.budget,
-                most,
-                PAIR,
-                comptime!(shape.rule),
-            )
-        } else {
-            heaviest::<Const<4>>(
-                &mut masses,
-                &pair,
-                &rule,
-                rule.budget,
-                most,
-                PAIR,
-                Search::Count,
-                comptime!(shape.rule),
-            )
-        };
-        #[unroll]
-        for i in 0..comptime!(PAIR) {
-            let row = first + i;
-            if row < numbers.rows {
-                let line = Line {
-                    index: head * numbers.rows + row,
-                    words_per_row: numbers.words_per_row,
-                    causal: span.causal_blocks(row, block),
-                    dense: numbers.dense(&span, row, block),
-                };
-                write_band::<Const<4>>(
-                    words,
-                    counts,
-                    &mut masses,
-                    &line,
-                    &pair,
-                    &rule,
-                    &found,
-                    i,
-                    band == 0,
-                    band + 1 == comptime!(bands.len()),
-                    comptime!(shape.rule),
-                );
-            }
-        }
-        band += step;
-    }
-}
-
-/// Puts the plane's queries, their dims of band `z`, into shared memory as fragments take them: of each
-/// pair of rows and four dims two dims of the first row, the same of the second, the other two dims;
-/// first the upper halves of all rows, then the lower ones.
-#[cube]
-fn load_queries(
-    q_means: &[Vector<f32, Const<4>>],
-    factors: &[f32],
-    queries: &mut Shared<[Vector<u32, Const<4>>]>,
-    q_inverses: &mut Shared<[f32]>,
-    numbers: &SelectNumbers,
-    head: usize,
-    first: usize,
-    team: usize,
-    z: usize,
-    #[comptime] shape: MmaShape,
-) {
-    let pitch = comptime!(shape.pitch());
-    let chunks = comptime!(shape.dim / WIDE);
-    let own = UNIT_POS_Y as usize % comptime!(PLANES);
-    let base = team * comptime!(shape.query_room());
+    // Each plane its own row, here and at the end.
+    let own = UNIT_POS_Y as usize;
     let lane = UNIT_POS_X as usize;
+    let row = first_row + own;
+    let line = head * numbers.rows + row.min(numbers.rows - 1);
+    // Of each query and four dims first the upper halves, then the lower ones, as a fragment takes
+    // them: two dims of the first band, the same of the second, the other two dims.
     let fragments = queries.with_vector_size_mut::<Const<1>>();
     #[unroll]
-    for i in 0..comptime!(PAIR) {
-        let line = head * numbers.rows + (first + i).min(numbers.rows - 1);
+    for i in 0..bands {
+        let z = comptime!(shape.bands.present()[i]);
         let factor = factors[line * 2 + z];
         let mut largest = 0u32;
         let mut c = lane;
         while c < chunks {
             let x = q_means[line * chunks + c];
-            let x = within(x, factor, held(c, z, shape));
+            let x = masked::<Const<4>>(x, factor, c * 4, comptime!(shape.bands), z);
             largest = largest.max(magnitude(x));
             c += 32usize;
         }
@@ -345,60 +203,97 @@ fn load_queries(
         let mut c = lane;
         while c < chunks {
             let x = q_means[line * chunks + c];
-            let x = within(x, factor, held(c, z, shape));
+            let x = masked::<Const<4>>(x, factor, c * 4, comptime!(shape.bands), z);
             let x = halved(x, scale.factor);
             #[unroll]
             for part in 0..2usize {
-                let at = (base + (part * comptime!(PLANES) + own) * pitch + c) * 4;
+                let at = ((part * rows + own) * pitch + c) * 4;
                 #[unroll]
                 for pair in 0..2usize {
                     fragments[at + pair * 2 + i] = Vector::new(x.extract(part * 2 + pair));
+                    if comptime!(bands == 1) {
+                        fragments[at + pair * 2 + 1] = Vector::new(0u32);
+                    }
                 }
             }
             c += 32usize;
         }
         if lane == 0 {
-            q_inverses[team * comptime!(ROWS) + own * comptime!(PAIR) + i] = scale.inverse;
+            q_inverses[i * rows + own] = scale.inverse;
         }
     }
-}
+    sync_cube();
 
-/// Groups of dims that band `z` holds, as bits.
-#[cube]
-pub(super) fn groups(z: usize, #[comptime] shape: MmaShape) -> u32 {
-    select(z == 0, comptime!(shape.groups(0)).runtime(), comptime!(shape.groups(1)).runtime())
-}
-
-/// Which of the four dims of chunk `c` band `z` holds, as bits.
-#[cube]
-pub(super) fn held(c: usize, z: usize, #[comptime] shape: MmaShape) -> u32 {
-    let mut word = 0u32;
-    #[unroll]
-    for w in 0..comptime!(shape.dim.div_ceil(32)) {
-        let (high, low) = comptime!((shape.bands.high[w], shape.bands.low[w]));
-        let bits = select(z == 0, high.runtime(), low.runtime());
-        word = select(c / 8 == w, bits, word);
+    // Scores of every row of the tile for the keys that its last row sees.
+    let reach = span.causal_blocks((first_row + rows - 1).min(span.rows(block).max(1) - 1), block);
+    let first_key = (head / numbers.group) * numbers.key_blocks;
+    let mut group = UNIT_POS_Y as usize * comptime!(KEYS);
+    while group < reach {
+        let tile = KeyTile { head, first_row, first_key, group };
+        let finite = score(
+            &queries,
+            &q_inverses,
+            &mut masses,
+            k_halves,
+            k_inverses,
+            &numbers,
+            &span,
+            &tile,
+            step,
+            shape,
+        );
+        if !finite {
+            again(q_means, k_means, factors, &mut masses, &numbers, &span, &tile, shape);
+        }
+        group += comptime!(rows * KEYS);
     }
-    (word >> ((c % 8) * 4) as u32) & 15u32
-}
+    sync_cube();
 
-/// `x · factor` in the dims that `held` has bits of, 0 in the others.
-#[cube]
-fn within(x: Vector<f32, Const<4>>, factor: f32, held: u32) -> Vector<f32, Const<4>> {
-    let mut out = Vector::<f32, Const<4>>::new(0.0f32);
-    #[unroll]
-    for e in 0..4usize {
-        out.insert(e, select((held >> e as u32) & 1u32 == 1u32, x.extract(e) * factor, 0.0f32));
+    let causal = select(row < numbers.rows, span.causal_blocks(row, block), 0usize);
+    let dense = numbers.dense(&span, row, block);
+    let place = Row {
+        start: own * comptime!(bands * room / 4),
+        stride: comptime!(room / 4).runtime(),
+        causal: select(dense, 0usize, causal),
+        lane,
+    };
+    let most = to_masses::<Const<4>>(&mut masses, &place, bands, comptime!(shape.rule));
+    let rule = numbers.rule();
+    let selected = if comptime!(shape.rule.by_mass) {
+        let found = heaviest_by_digits::<Const<4>>(
+            &mut masses,
+            // Nobody reads the queries any more.
+            &mut queries,
+            own * comptime!(bands * BINS / WIDE),
+            &place,
+            &rule,
+            rule.budget,
+            most,
+            bands,
+            comptime!(shape.rule),
+        );
+        limited::<Const<4>>(&mut masses, &place, &rule, most, found, comptime!(shape.rule))
+    } else {
+        select_row::<Const<4>>(&mut masses, &place, &rule, most, comptime!(shape.rule))
+    };
+    // Lanes read each other's masses from here on.
+    sync_plane();
+    if row < numbers.rows {
+        let line = Line {
+            index: head * numbers.rows + row,
+            words_per_row: numbers.words_per_row,
+            causal,
+            dense,
+        };
+        write_row::<Const<4>>(
+            words,
+            counts,
+            &mut masses,
+            &line,
+            &place,
+            &rule,
+            &selected,
+            comptime!(shape.rule),
+        );
     }
-    out
-}
-
-/// Waits for the team: cubes' barrier 0 is everyone's.
-#[cube]
-fn meet(team: usize) {
-    gpu_asm!(
-        "bar.sync {id}, {n};",
-        id = in(_) team as u32 + 1u32, n = const (PLANES * 32) as u32,
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
 }

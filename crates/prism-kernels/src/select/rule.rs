@@ -234,7 +234,7 @@ pub(crate) fn limited<S: Size>(
                     kept = kept || bands.holds(1usize, other, v);
                 }
                 let there = v < row.causal;
-                let must = there && forced(rule, row.causal, v);
+                let must = there && forced(rule, row, v);
                 kept = (there && kept) || must;
                 selected += select(kept, 1u32, 0u32);
                 fixed += select(must, 1u32, 0u32);
@@ -282,7 +282,7 @@ impl Selected {
         #[comptime] shape: RuleShape,
     ) -> bool {
         let x = masses.extract(0usize);
-        let must = forced(rule, row.causal, v);
+        let must = forced(rule, row, v);
         if comptime!(shape.fill || shape.cut) {
             let kept = x >= SELECTED;
             let mass = x & comptime!(SELECTED - 1);

@@ -30,8 +30,8 @@ impl Prefixes {
 }
 
 #[cube]
-pub(super) fn forced(rule: &Rule, causal: usize, v: usize) -> bool {
-    v < rule.sinks || v + rule.recents >= causal
+pub(super) fn forced(rule: &Rule, row: &Row, v: usize) -> bool {
+    v < rule.sinks || v + rule.recents >= row.causal
 }
 
 /// Which blocks take part in a search, and what each adds to the sum.
@@ -328,6 +328,6 @@ fn takes_part(rule: &Rule, row: &Row, v: usize, x: u32, #[comptime] search: Sear
         Search::Mass => true.runtime(),
         Search::Count => true.runtime(),
         Search::Free => x < SELECTED,
-        Search::Chosen => x >= SELECTED && !forced(rule, row.causal, v),
+        Search::Chosen => x >= SELECTED && !forced(rule, row, v),
     }
 }

@@ -4,7 +4,6 @@ use cubecl::prelude::*;
 use prism_core::selection::WORD_BITS;
 
 use super::rule::{Pair, Row, Rule, RuleShape, Selected, sum};
-use super::search::{Prefixes, forced};
 
 /// A row of the output, and what it may hold.
 #[derive(CubeType, Clone, Copy)]
@@ -114,63 +113,4 @@ fn bits<S: Size>(
         bits &= u32::MAX >> (comptime!(WORD_BITS as u32) - there);
     }
     bits
-}
-
-/// Adds what a band keeps of row `i` of `rows` to the row's words, by a warp whose rows these are. The
-/// `first` band finds nothing there; with the `last` come the forced blocks and the count.
-#[cube]
-pub(crate) fn write_band<S: Size>(
-    words: &mut [u32],
-    counts: &mut [u32],
-    scratch: &mut [Vector<u32, S>],
-    line: &Line,
-    rows: &Row,
-    rule: &Rule,
-    found: &Prefixes,
-    #[comptime] i: usize,
-    first: bool,
-    last: bool,
-    #[comptime] shape: RuleShape,
-) {
-    let width = S::value();
-    let sharing = comptime!(WORD_BITS / width);
-    let mut count = 0u32;
-    let mut v = rows.lane;
-    while v - rows.lane < line.words_per_row * sharing {
-        let mut bits = 0u32;
-        if v * width < line.causal {
-            let masses = scratch[rows.start + i * rows.stride + v];
-            #[unroll]
-            for e in 0..width {
-                let block = v * width + e;
-                let kept = line.dense || found.holds(i, masses.extract(e), block);
-                let kept = kept || (last && forced(rule, line.causal, block));
-                bits |= select(kept, comptime!(1u32 << e), 0u32);
-            }
-            // Blocks of the last vector that aren't causal.
-            let there = (line.causal - v * width).min(width) as u32;
-            bits &= u32::MAX >> (comptime!(WORD_BITS as u32) - there);
-        }
-        let mut word = bits << ((v % sharing) * width) as u32;
-        #[unroll]
-        for step in 0..comptime!(sharing.ilog2()) {
-            word |= plane_shuffle_xor(word, comptime!(1u32 << step));
-        }
-        let w = v / sharing;
-        if v % sharing == 0 && w < line.words_per_row {
-            let at = line.index * line.words_per_row + w;
-            if !first {
-                word |= words[at];
-            }
-            words[at] = word;
-            count += word.count_ones();
-        }
-        v += 32usize;
-    }
-    if last {
-        let count = sum(count, shape);
-        if rows.lane == 0 {
-            counts[line.index] = count;
-        }
-    }
 }
