@@ -110,27 +110,32 @@ fn gather<S: Size>(
     }
     sync_plane();
     let sums = shared_address(bins) + (first * 16) as u32;
+    let mut top = Pair::new(0u32);
+    let mut range = Pair::new(0u32);
     #[unroll]
     for z in 0..bands {
-        if open.extract(z) > 0u32 {
-            let top = upper.extract(z) - 1u32;
-            let range = top - lower.extract(z);
-            let mut i = row.lane;
-            while i < vectors {
-                let masses = scratch[row.start + z * row.stride + i];
-                #[unroll]
-                for e in 0..width {
-                    let x = masses.extract(e);
-                    // Masses above the range wrap around.
-                    let depth = top - x;
-                    if depth <= range {
-                        let bin = depth >> shift.extract(z);
-                        add(sums + comptime!((z * BINS * 4) as u32) + bin * 4u32, x);
-                    }
+        // Where the search has ended no mass is that heavy.
+        let open = open.extract(z) > 0u32;
+        top.insert(z, select(open, upper.extract(z) - 1u32, u32::MAX));
+        range.insert(z, select(open, upper.extract(z) - 1u32 - lower.extract(z), 0u32));
+    }
+    let mut i = row.lane;
+    while i < vectors {
+        #[unroll]
+        for z in 0..bands {
+            let masses = scratch[row.start + z * row.stride + i];
+            #[unroll]
+            for e in 0..width {
+                let x = masses.extract(e);
+                // Masses above the range wrap around.
+                let depth = top.extract(z) - x;
+                if depth <= range.extract(z) {
+                    let bin = depth >> shift.extract(z);
+                    add(sums + comptime!((z * BINS * 4) as u32) + bin * 4u32, x);
                 }
-                i += lanes;
             }
         }
+        i += lanes;
     }
     sync_plane();
 }
@@ -187,12 +192,12 @@ fn shared_address(bins: &mut [Vector<u32, Const<4>>]) -> u32 {
 }
 
 /// Adds to a word of shared memory, whoever else does. CubeCL's atomics don't know the address space,
-/// which costs a multiple.
+/// which costs a multiple. That this writes to memory is kept from the compiler, so that masses are read
+/// ahead; planes meet before they read the bins.
 #[cube]
 fn add(address: u32, x: u32) {
     gpu_asm!(
         "red.relaxed.cta.shared::cta.add.u32 [{a}], {x};",
-        a = in(_) address + 0u32, x = in(_) x + 0u32,
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
+        a = in(_) address + 0u32, x = in(_) x + 0u32, options(nomem)
     );
 }
