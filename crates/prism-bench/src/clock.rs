@@ -119,18 +119,21 @@ impl<'a> Clock<'a> {
 
     fn measure(&self, call: &dyn Fn() -> Result<()>) -> Result<Time> {
         let window = self.budget.window;
-        let calls = |once: f64| ((window / once) as usize + 1).min(WINDOW_CALLS);
         // Kernels are compiled by the first.
         call()?;
         self.gpu.sync()?;
-        let mut once = self.batch(1, call)?;
-        // A call as long as a window has settled the clock itself.
-        if once < window {
-            once = self.batch(calls(once), call)?;
+        // The card's clock settles while the number of calls that fill a window is found, step by step: where
+        // calls queue up, one alone may be many times as quick.
+        let mut calls = 1;
+        let mut once = self.batch(calls, call)?;
+        while calls < WINDOW_CALLS && once * (calls as f64) < 0.9 * window {
+            calls = ((window / once) as usize + 1).min(8 * calls).min(WINDOW_CALLS);
+            once = self.batch(calls, call)?;
         }
+        let calls = ((window / once) as usize + 1).min(WINDOW_CALLS);
         let mut windows = [0.0; WINDOWS];
         for window in &mut windows {
-            *window = self.batch(calls(once), call)?;
+            *window = self.batch(calls, call)?;
         }
         windows.sort_by(f64::total_cmp);
         let sustained = windows[WINDOWS / 2];

@@ -346,6 +346,10 @@ pub struct BenchCommonArgs {
     /// Seconds in all: nothing is begun after them
     #[arg(long, default_value_t = 120.0, allow_negative_numbers = true)]
     pub seconds: f64,
+    /// Milliseconds of a window of back-to-back calls; in shorter ones a card may not have reached
+    /// its power limit
+    #[arg(long, value_name = "MS", default_value_t = 350.0, allow_negative_numbers = true)]
+    pub window: f64,
     /// Also write run.json, table.md, records.csv and plots to this folder
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

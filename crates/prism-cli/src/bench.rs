@@ -77,6 +77,7 @@ mod on_devices {
         let shapes: Vec<Shape> = args.lengths.iter().map(shape).collect();
         let budget = Budget {
             seconds: args.common.seconds,
+            window: args.common.window,
             only: args.only.clone(),
             rungs: args.rungs.clone(),
             ..Budget::default()
@@ -100,7 +101,8 @@ mod on_devices {
             });
         }
         ways.extend(args.row_major.then_some(Way::RowMajor));
-        let budget = Budget { seconds: args.common.seconds, ..Budget::default() };
+        let BenchCommonArgs { seconds, window, .. } = args.common;
+        let budget = Budget { seconds, window, ..Budget::default() };
         matmul::time(gpu, &shapes, &ways, element, &budget, log)
     }
 

@@ -35,7 +35,8 @@ fn devices_without_these_kernels_are_refused() {
 mod on_cpu {
     use super::*;
 
-    const TINY: [&str; 12] = [
+    /// Windows are short: nothing is said about the times.
+    const TINY: [&str; 14] = [
         "bench",
         "attention",
         "--device",
@@ -48,6 +49,8 @@ mod on_cpu {
         "1",
         "--head-dim",
         "64",
+        "--window",
+        "5",
     ];
 
     fn tiny<'a>(more: &[&'a str]) -> Vec<&'a str> {
@@ -94,7 +97,7 @@ mod on_cpu {
 
     #[test]
     fn bad_values_are_refused_with_limit_and_value() {
-        let cases: [(&[&str], &str); 14] = [
+        let cases: [(&[&str], &str); 15] = [
             (&["--lengths", "256,0"], "length must be at least 1, got 0"),
             (&["--lengths", "99999999"], "at most 65536 key blocks, got 781250"),
             (&["--q-heads", "0"], "query heads must be at least 1, got 0"),
@@ -108,7 +111,8 @@ mod on_cpu {
             (&["--densities", "-1"], "density must be above 0 and at most 1, got -1"),
             (&["--only", "poll"], "there is no step \"poll\", there are rotate, pool"),
             (&["--rungs", "wgmma"], "there is no rung \"wgmma\", there are hopper"),
-            (&["--seconds", "0"], "seconds must be above 0"),
+            (&["--seconds", "0"], "seconds must be above 0 and at most 1000000, got 0"),
+            (&["--window", "-5"], "window must be above 0 and at most 1000000, got -5"),
         ];
         for (more, says) in cases {
             let mut args = vec!["bench", "attention", "--device", "cpu"];
