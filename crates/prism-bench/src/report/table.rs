@@ -44,9 +44,9 @@ impl Run {
                 record.note,
             );
         }
-        for whole in self.wholes() {
-            text += &format!("\n- {whole}");
-        }
+        let wholes = self.wholes();
+        text.extend(wholes.iter().map(|whole| format!("\n- {whole}")));
+        text += if wholes.is_empty() { "" } else { "\n" };
         text += "\nms: sustained; × FA3, × cuDNN: how many times as long their dense attention of \
                  the same size takes, timed in the same run; × cuBLAS: likewise of matrix products \
                  M×N, K under d.\n";

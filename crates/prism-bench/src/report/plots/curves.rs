@@ -4,7 +4,7 @@ use anyhow::Result;
 use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-use super::colour;
+use super::{Canvas, colour};
 
 /// A named line.
 pub struct Line {
@@ -21,9 +21,12 @@ pub struct Axes<'a> {
     pub y: &'a str,
     pub x_label: &'a dyn Fn(&f64) -> String,
     pub y_label: &'a dyn Fn(&f64) -> String,
-    /// Where the names go.
-    pub names: SeriesLabelPosition,
 }
+
+/// Pixels of a picture: the chart's share of the width comes first, the names stand beside it.
+pub const SIZE: (u32, u32) = (CHART + 300, 640);
+/// Pixels of the chart's width.
+pub const CHART: u32 = 900;
 
 /// Smallest and largest of each coordinate; `None` without points.
 pub fn extremes(lines: &[Line]) -> Option<[(f64, f64); 2]> {
@@ -36,7 +39,7 @@ pub fn extremes(lines: &[Line]) -> Option<[(f64, f64); 2]> {
     Some([of(|point| point.0), of(|point| point.1)])
 }
 
-/// Draws the axes, the lines and their names.
+/// Draws the axes and the lines.
 pub fn curves<'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
     lines: &[Line],
@@ -56,19 +59,25 @@ where
         .draw()?;
     for (index, line) in lines.iter().enumerate() {
         let colour = colour(index);
-        let stroke = colour.stroke_width(if line.peer { 1 } else { 2 });
-        chart
-            .draw_series([PathElement::new(line.points.clone(), stroke)])?
-            .label(line.name.clone())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], stroke));
+        chart.draw_series([PathElement::new(line.points.clone(), line.stroke(index))])?;
         let dots = line.points.iter().map(|&point| Circle::new(point, 3, colour.filled()));
         chart.draw_series(dots)?;
     }
-    chart
-        .configure_series_labels()
-        .position(axes.names.clone())
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
     Ok(())
+}
+
+/// Writes the names of lines under each other.
+pub fn names(canvas: &Canvas, lines: &[Line]) -> Result<(), Box<dyn std::error::Error>> {
+    for (index, line) in lines.iter().enumerate() {
+        let y = 48 + 18 * index as i32;
+        canvas.draw(&PathElement::new([(4, y), (24, y)], line.stroke(index)))?;
+        canvas.draw(&Text::new(line.name.as_str(), (32, y - 6), ("sans-serif", 12)))?;
+    }
+    Ok(())
+}
+
+impl Line {
+    fn stroke(&self, index: usize) -> ShapeStyle {
+        colour(index).stroke_width(if self.peer { 1 } else { 2 })
+    }
 }

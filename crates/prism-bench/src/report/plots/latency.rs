@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::curves::{Axes, Line, curves, extremes};
+use super::curves::{Axes, CHART, Line, SIZE, curves, extremes, names};
 use super::draw;
 use crate::report::{Record, Run, digits, tokens};
 
@@ -33,8 +33,9 @@ pub fn latency(path: &Path, run: &Run) -> Result<()> {
     let Some([(shortest, longest), (fastest, slowest)]) = extremes(&lines) else {
         return Ok(());
     };
-    draw(path, (960, 640), |canvas| {
-        let mut chart = ChartBuilder::on(canvas)
+    draw(path, SIZE, |canvas| {
+        let (left, right) = canvas.split_horizontally(CHART);
+        let mut chart = ChartBuilder::on(&left)
             .caption(
                 format!("attention on {}: milliseconds, sustained", run.gpu),
                 ("sans-serif", 18),
@@ -51,9 +52,9 @@ pub fn latency(path: &Path, run: &Run) -> Result<()> {
             y: "ms",
             x_label: &|n| tokens(n.round() as usize),
             y_label: &|ms| digits(*ms),
-            names: SeriesLabelPosition::UpperLeft,
         };
-        curves(&mut chart, &lines, &axes)
+        curves(&mut chart, &lines, &axes)?;
+        names(&right, &lines)
     })
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::curves::{Axes, Line, curves, extremes};
+use super::curves::{Axes, CHART, Line, SIZE, curves, extremes, names};
 use super::draw;
 use crate::report::{FLASH_ATTENTION_3, Record, Run, digits, tokens};
 
@@ -32,14 +32,16 @@ const PUBLISHED: [Published; 5] = [
 /// The share of the blocks that they read, about.
 const DENSITY: f64 = 0.105;
 
-/// How many times as long FlashAttention-3 takes, dense, against length, both logarithmic: our attention and
-/// our whole call at about the published density, and the published ones. Nothing without that peer.
+/// How many times as long FlashAttention-3 takes, dense, against length, both logarithmic: our dense attention,
+/// sparse attention and whole call, each on the fastest rung and at about the published density; the peers;
+/// the published kernels. Nothing without that peer.
 pub fn speedup(path: &Path, run: &Run) -> Result<()> {
     let lines = lines(run);
     let Some([(shortest, longest), (least, most)]) = extremes(&lines) else { return Ok(()) };
-    draw(path, (960, 640), |canvas| {
+    draw(path, SIZE, |canvas| {
+        let (left, right) = canvas.split_horizontally(CHART);
         let caption = format!("attention on {}: × FlashAttention-3, dense", run.gpu);
-        let mut chart = ChartBuilder::on(canvas)
+        let mut chart = ChartBuilder::on(&left)
             .caption(caption, ("sans-serif", 18))
             .margin(12)
             .x_label_area_size(40)
@@ -53,64 +55,59 @@ pub fn speedup(path: &Path, run: &Run) -> Result<()> {
             y: "×",
             x_label: &|n| tokens(n.round() as usize),
             y_label: &|times| digits(*times),
-            names: SeriesLabelPosition::UpperLeft,
         };
-        curves(&mut chart, &lines, &axes)
+        curves(&mut chart, &lines, &axes)?;
+        names(&right, &lines)
     })
 }
 
 fn lines(run: &Run) -> Vec<Line> {
-    let mut by: BTreeMap<String, BTreeMap<usize, &Record>> = BTreeMap::new();
+    let mut by: BTreeMap<(bool, String), BTreeMap<usize, f64>> = BTreeMap::new();
     let published = |record: &&Record| {
         let heads = [record.q_heads, record.kv_heads, record.head_dim];
-        heads == [32, 8, 128] && record.dtype == "bf16" && record.is_attention()
+        heads == [32, 8, 128] && record.dtype == "bf16" && record.rung != FLASH_ATTENTION_3
     };
-    let compared = |record: &&Record| run.ratio(record, FLASH_ATTENTION_3).is_some();
-    for record in run.records.iter().filter(published).filter(compared) {
-        if record.rung == FLASH_ATTENTION_3 {
-            continue;
-        }
-        let name = format!("{}, {}", record.rung, record.what);
-        let place = by.entry(name).or_default().entry(record.kv_len).or_insert(record);
-        if (record.density - DENSITY).abs() < (place.density - DENSITY).abs() {
-            *place = record;
-        }
-    }
-    let mut lines = Vec::new();
-    for (name, records) in by {
-        let times = |record: &Record, ms: f64| {
-            let dense = run.ratio(record, FLASH_ATTENTION_3)? * record.ms;
-            Some((record.kv_len as f64, dense / ms))
+    for record in run.records.iter().filter(published).filter(|record| is_nearest(run, record)) {
+        let Some(times) = run.ratio(record, FLASH_ATTENTION_3) else { continue };
+        let mut put = |what: &str, times: f64| {
+            let by_whom = if record.peer { &record.rung } else { "ours" };
+            let line = by.entry((record.peer, format!("{by_whom}, {what}"))).or_default();
+            let place = line.entry(record.kv_len).or_insert(times);
+            *place = place.max(times);
         };
-        let points = records.values().filter_map(|record| times(record, record.ms)).collect();
-        let peer = records.values().any(|record| record.peer);
-        // The same with what finds the blocks, where that was timed.
-        let whole: Vec<_> = (records.values())
-            .filter(|record| record.what == "attend")
-            .filter_map(|record| {
-                let parts = run.whole(record)?.parts;
-                let finding = parts[..parts.len() - 1].iter().sum::<f64>();
-                times(record, finding + record.ms)
-            })
-            .collect();
-        let whole_name = format!("{name}, whole call");
-        lines.push(Line { name, peer, points });
-        if !whole.is_empty() {
-            lines.push(Line { name: whole_name, peer, points: whole });
-        }
-    }
-    if !lines.is_empty() {
-        for (name, with_estimation) in
-            [("published, attend", false), ("published, whole call", true)]
+        put(&record.what, times);
+        if record.what == "attend"
+            && let Some(whole) = run.whole(record)
         {
-            let points = PUBLISHED.map(|Published { tokens, dense, estimation, sparse }| {
-                let ms = if with_estimation { estimation + sparse } else { sparse };
-                (tokens as f64, dense / ms)
-            });
-            lines.push(Line { name: name.into(), peer: true, points: points.to_vec() });
+            put("whole call", times * record.ms / whole.ms);
         }
     }
-    lines
+    if by.is_empty() {
+        return Vec::new();
+    }
+    let known = PUBLISHED.map(|Published { tokens, dense, estimation, sparse }| {
+        (tokens as f64, [dense / sparse, dense / (estimation + sparse)])
+    });
+    let ours = by.into_iter().map(|((peer, name), line)| Line {
+        name,
+        peer,
+        points: line.into_iter().map(|(tokens, times)| (tokens as f64, times)).collect(),
+    });
+    let theirs = ["published, attend", "published, whole call"].into_iter().enumerate();
+    let theirs = theirs.map(|(which, name)| Line {
+        name: name.into(),
+        peer: true,
+        points: known.iter().map(|(tokens, times)| (*tokens, times[which])).collect(),
+    });
+    ours.chain(theirs).collect()
+}
+
+/// Whether a record is dense, or no other of its length lies nearer to the published density.
+fn is_nearest(run: &Run, record: &Record) -> bool {
+    let off = |record: &Record| (record.density - DENSITY).abs();
+    let rivals = run.records.iter().filter(|rival| rival.what == record.what);
+    record.density == 1.0
+        || rivals.filter(|rival| rival.same_shape(record)).all(|rival| off(record) <= off(rival))
 }
 
 #[cfg(test)]
@@ -124,8 +121,8 @@ mod tests {
         assert!(lines(&run(vec![ours.clone()])).is_empty());
         let peer = record("dense", FLASH_ATTENTION_3, 32_768, 12.0);
         let lines = lines(&run(vec![peer, ours]));
-        let names: Vec<_> = lines.iter().map(|line| line.name.as_str()).collect();
-        assert_eq!(names, ["hopper, attend", "published, attend", "published, whole call"]);
+        let named: Vec<_> = lines.iter().map(|line| line.name.as_str()).collect();
+        assert_eq!(named, ["ours, attend", "published, attend", "published, whole call"]);
         assert_eq!(lines[0].points, [(32_768.0, 8.0)]);
         assert!((lines[1].points[4].1 - 3.9).abs() < 0.1);
     }
