@@ -7,13 +7,13 @@ FlashAttention-3 (package fa3-fwd), and cuDNN's and FlashAttention-2's attention
 query heads, 8 key and value heads, bf16, random normal inputs, head_dim 128 at every length and 64 at
 32768. A backend that is missing or refuses a shape is skipped and named on stderr and in the file.
 With --matmul, instead: torch.matmul (cuBLAS) of bf16 with the weights [N, K] of a linear layer, in the
-shapes of gpu/matmul.rs.
+shapes of prism-bench's matmul.rs.
 
 Sustained: the median of three windows of back-to-back calls, 0.35 s or longer each, after as long a
 warm-up; a long run is slower than a short one, because the card reaches its power limit. Burst: at
 most ten calls, about 15 ms, after 0.7 s of idling. Rates count the causal 128 x 128 tiles only.
 
-Writes the schema of report.rs, after every record, so that a run cut short keeps what it has.
+Writes the schema of prism-bench's report, after every record, so that a run cut short keeps what it has.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from torch.nn.functional import scaled_dot_product_attention
 HEADS, KV_HEADS, TILE = 32, 8, 128
 WINDOW, WINDOWS = 0.35, 3
 BURST, BURST_CALLS, IDLE = 0.015, 10, 0.7
-# M, N, K, as in gpu/matmul.rs.
+# M, N, K, as in prism-bench's matmul.rs.
 PRODUCTS = [
     (131072, 6144, 4096),
     (131072, 4096, 4096),

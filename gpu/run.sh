@@ -7,12 +7,14 @@
 #   gpu/run.sh matmul     the matrix product beside cuBLAS, one report
 #   gpu/run.sh bench      every rung beside Burn's attention
 #   gpu/run.sh all        check, time, bench
-#   gpu/run.sh sanitize   small checks under compute-sanitizer's memcheck and racecheck
+#   gpu/run.sh sanitize   small checks under compute-sanitizer
+#   gpu/run.sh prism ...  the program `prism` with these arguments
 #
-# Results go to $OUT: run.json, table.md, records.csv, latency.svg, breakdown.svg, run.log, and bench/. Budgets
-# in seconds: CHECK_SECONDS, TIME_SECONDS, BENCH_SECONDS, PEER_SECONDS (a pass); processes at once: JOBS. PEERS=0 leaves the peers out;
-# RUNNER_ARGS goes to `runner time`, PEER_ARGS to peers.py; BUNDLE and WORK name the folder of the
-# archives and the folder they are unpacked in.
+# Results go to $OUT: run.json, table.md, records.csv, plots, run.log, and bench/. Budgets in seconds:
+# CHECK_SECONDS, TIME_SECONDS, BENCH_SECONDS, PEER_SECONDS (a pass); processes at once: JOBS. PEERS=0
+# leaves the peers out; RUNNER_ARGS goes to `runner time`, PEER_ARGS to peers.py; BUNDLE and WORK name the
+# folder of the archives and the folder they are unpacked in. Of sanitize, TOOLS names the tools ("memcheck
+# racecheck synccheck"), and PARTS the parts of the checks to run, as in 0-13/42: the first 14 of 42 parts.
 set -euo pipefail
 
 task=${1:-all}
@@ -77,11 +79,10 @@ limited() {
 runner() {
     local limit=$1
     shift
-    limited "$limit" env LD_LIBRARY_PATH="$libraries" "${sanitizer[@]}" "$work/bin/runner" "$@"
+    limited "$limit" env LD_LIBRARY_PATH="$libraries" "$work/bin/runner" "$@"
 }
 
 failed=0
-sanitizer=()
 part() { "$@" || { echo "failed ($?): $*"; failed=1; }; }
 
 # parallel SECONDS COMMAND...: once for each job, which finds its number and how many there are in $job and
@@ -101,8 +102,8 @@ parallel() {
 }
 
 check_part() {
-    timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" "${sanitizer[@]}" \
-        "$work/bin/runner" check "$@" --shard "$job" --shards "$jobs" --out "$parts/check-$job.json"
+    timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" \
+        "$work/bin/runner" check --shard "$job" --shards "$jobs" --out "$parts/check-$job.json"
 }
 
 tests_part() {
@@ -126,8 +127,7 @@ check() {
 }
 
 bench() {
-    part limited "${BENCH_SECONDS:-120}" env LD_LIBRARY_PATH="$libraries" "$work/bin/kernels" \
-        --seconds "${BENCH_SECONDS:-120}" --out "$out/bench"
+    part runner "${BENCH_SECONDS:-120}" bench --seconds "${BENCH_SECONDS:-120}" --out "$out/bench"
 }
 
 peers() {
@@ -159,19 +159,53 @@ report() {
     for file in "$parts"/check-*.json "$parts"/{time,peers-before,peers-after}.json; do
         [ -e "$file" ] && found+=("$file")
     done
-    if [ ${#found[@]} -gt 0 ] && ! "$work/bin/report" merge "$out" "${found[@]}"; then
+    if [ ${#found[@]} -gt 0 ] && ! "$work/bin/runner" merge "$out" "${found[@]}"; then
         # What was measured must not be lost with the report of it.
         cp "${found[@]}" "$out"
         failed=1
     fi
 }
 
+sanitize_part() {
+    timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" \
+        compute-sanitizer --tool "$tool" --error-exitcode 1 \
+        "$work/bin/runner" check --small --shard "$1" --shards "$2" --out "$parts/$tool-$1.json" \
+        > "$out/$tool-$1-of-$2.log" 2>&1
+}
+
+# Every part that is this job's: see parallel.
+sanitize_parts() {
+    local part code=0
+    for part in $(seq $((first + job)) "$jobs" "$last"); do
+        sanitize_part "$part" "$of" || { code=1; echo "failed: $tool, part $part of $of"; }
+    done
+    return $code
+}
+
 sanitize() {
-    for tool in memcheck racecheck; do
-        sanitizer=(compute-sanitizer --tool "$tool" --error-exitcode 1)
-        echo "$tool"
-        parallel "${CHECK_SECONDS:-150}" check_part --small
-        grep -h -e 'ERROR SUMMARY' -e 'RACECHECK SUMMARY' "$parts"/job-*.log | sort | uniq -c
+    # As many parts as jobs unless told: first-last/of.
+    local range=${PARTS:-0-$((jobs - 1))/$jobs} tool
+    if ! [[ $range =~ ^([0-9]+)-([0-9]+)/([0-9]+)$ ]]; then
+        echo "PARTS is FIRST-LAST/OF, as in 0-13/42, got $range"
+        exit 2
+    fi
+    local first=${BASH_REMATCH[1]} last=${BASH_REMATCH[2]} of=${BASH_REMATCH[3]}
+    if ((first > last || last >= of)); then
+        echo "of $of parts the last is $((of - 1)), got $range"
+        exit 2
+    fi
+    for tool in ${TOOLS:-memcheck racecheck synccheck}; do
+        parallel "${CHECK_SECONDS:-150}" sanitize_parts
+        # racecheck's summary counts hazards, the others' errors.
+        # Of earlier calls too: parts may be done a few at a time.
+        awk -v tool="$tool" -v of="$of" '
+            / checks, .* failed$/ { checks += $1; wrong += $3; done++ }
+            /ERROR SUMMARY:/ { errors += $4 }
+            /RACECHECK SUMMARY:/ { errors += $4 }
+            END {
+                printf "%s: %d of %d parts finished, %d checks done, %d of them failed, %d errors\n",
+                    tool, done, of, checks, wrong, errors
+            }' "$out/$tool"-*-of-"$of".log
     done
 }
 
@@ -189,6 +223,7 @@ case $task in
     bench) bench ;;
     all) check; measure; report; bench ;;
     sanitize) sanitize ;;
-    *) echo "no task $task: check, time, matmul, bench, all or sanitize"; exit 2 ;;
+    prism) part runner "${BENCH_SECONDS:-120}" prism "${@:2}" ;;
+    *) echo "no task $task: check, time, matmul, bench, all, sanitize or prism"; exit 2 ;;
 esac
 exit $failed

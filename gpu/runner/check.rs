@@ -1,7 +1,7 @@
 //! Every rung against the definition in f64 on sampled rows, with outputs poisoned beforehand.
 
 use cubecl::prelude::*;
-use gpu::report::{Check, Run};
+use prism_bench::report::{Check, Run};
 use prism_core::Side;
 use prism_core::bands::{BandRule, Bands};
 use prism_core::selection::extent;
@@ -15,8 +15,8 @@ use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
 use crate::{check_matmul, check_rotate, check_select};
-use gpu::Gpu;
-use gpu::data::{
+use prism_bench::Gpu;
+use prism_bench::inputs::{
     Dims, exact, poisoned, random_selection, read, tensor, upload, upload_values, value,
 };
 

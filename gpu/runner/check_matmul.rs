@@ -1,10 +1,10 @@
 //! The matrix product against the definition, with outputs poisoned beforehand: whole small products,
 //! sampled elements of large ones.
 
-use gpu::Gpu;
-use gpu::data::{poisoned, read, upload_values, value};
-use gpu::report::Run;
 use half::{bf16, f16};
+use prism_bench::Gpu;
+use prism_bench::inputs::{poisoned, read, upload_values, value};
+use prism_bench::report::Run;
 use prism_kernels::matmul::{Epilogue, MatmulError, MatmulProblem, interleave, matmul_into};
 use prism_kernels::{Element, Matrix};
 use rayon::prelude::*;

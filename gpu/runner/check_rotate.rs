@@ -1,8 +1,8 @@
 //! Rotation of Q and K against the definition in f64, and what is pooled beside it against `pool`.
 
-use gpu::Gpu;
-use gpu::data::{Dims, poisoned, read, tensor, value};
-use gpu::report::Run;
+use prism_bench::Gpu;
+use prism_bench::inputs::{Dims, poisoned, read, tensor, value};
+use prism_bench::report::Run;
 use prism_core::bands::{BandRule, Bands};
 use prism_core::{Rope, RopeLayout};
 use prism_kernels::band_mask::BandMask;

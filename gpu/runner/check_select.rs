@@ -3,9 +3,9 @@
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use gpu::Gpu;
-use gpu::data::value;
-use gpu::report::Run;
+use prism_bench::Gpu;
+use prism_bench::inputs::value;
+use prism_bench::report::Run;
 use prism_core::bands::{BandRule, Bands};
 use prism_core::{
     AttentionShape, BlockGrid, BlockSelection, Budget, Calibration, Rope, SelectionRule, oracle,

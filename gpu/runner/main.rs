@@ -1,73 +1,30 @@
-//! `runner`: the kernels on a CUDA device, checked against the definition and timed.
+//! `runner`: all that is done on a GPU machine, in one program.
 
 mod check;
 mod check_matmul;
 mod check_rotate;
 mod check_select;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-use cubecl::Device;
-use gpu::Gpu;
-use gpu::matmul::time_products;
-use gpu::report::Run;
-use gpu::time::{self, Budget, Shape};
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser};
+use prism_bench::attention::{self, Shape};
+use prism_bench::matmul::{self, SHAPES, Way};
+use prism_bench::report::Check;
+use prism_bench::{Budget, Gpu, Log, Run, a_million};
 use prism_kernels::Element;
 
+/// All that is done on a GPU machine.
 #[derive(Parser)]
-struct Arguments {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
+#[command(name = "runner")]
 enum Task {
     /// Checks every rung against the oracle, on sampled rows.
-    Check {
-        /// Small shapes only.
-        #[arg(long)]
-        small: bool,
-        /// Only the matrix product.
-        #[arg(long)]
-        matmul: bool,
-        /// This part of the cases, of `--shards`: compiling them is most of the time, and goes on
-        /// in as many processes as there are.
-        #[arg(long, default_value_t = 0)]
-        shard: usize,
-        /// Parts in all.
-        #[arg(long, default_value_t = 1)]
-        shards: usize,
-        /// Where the result goes.
-        #[arg(long)]
-        out: PathBuf,
-    },
-    /// Times pool, select and attend.
-    Time {
-        /// Seconds in all.
-        #[arg(long, default_value_t = 120.0)]
-        seconds: f64,
-        /// Where the result goes.
-        #[arg(long)]
-        out: PathBuf,
-        /// Also a prompt of a million tokens.
-        #[arg(long)]
-        million: bool,
-        /// Only these steps, as in `pool,select`: pool, calibrate, score, select, schedule, dense,
-        /// attend.
-        #[arg(long, value_delimiter = ',')]
-        only: Vec<String>,
-        /// Only these rungs, as in `hopper,mma`.
-        #[arg(long, value_delimiter = ',')]
-        rungs: Vec<String>,
-        /// Densities of sparse attention.
-        #[arg(long, value_delimiter = ',', default_value = "0.1")]
-        densities: Vec<f64>,
-        /// Longest prompt, in tokens.
-        #[arg(long, default_value_t = 1 << 20)]
-        longest: usize,
-    },
+    Check(CheckArgs),
+    /// Times every step of attention in a few shapes.
+    Time(TimeArgs),
     /// Times the matrix product.
     Matmul {
         /// Seconds in all.
@@ -77,41 +34,158 @@ enum Task {
         #[arg(long)]
         out: PathBuf,
     },
+    /// Merges runs of one card into OUT: run.json, table.md, records.csv and plots.
+    Merge {
+        /// The folder to write to.
+        out: PathBuf,
+        /// JSON files of this program and of peers.py.
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+    },
+    /// Does what `cargo bench --bench kernels` does: every rung beside Burn's attention.
+    #[command(disable_help_flag = true)]
+    Bench(Rest),
+    /// Is the program `prism`.
+    #[command(disable_help_flag = true)]
+    Prism(Rest),
 }
 
-fn main() -> Result<()> {
-    let task = Arguments::parse().task;
-    let gpu = Gpu::new(Device::Cuda(Default::default()).client());
+#[derive(Args)]
+struct CheckArgs {
+    /// Small shapes only.
+    #[arg(long)]
+    small: bool,
+    /// Only the matrix product.
+    #[arg(long)]
+    matmul: bool,
+    /// This part of the cases, of `--shards`: compiling them is most of the time, and goes on
+    /// in as many processes as there are.
+    #[arg(long, default_value_t = 0)]
+    shard: usize,
+    /// Parts in all.
+    #[arg(long, default_value_t = 1)]
+    shards: usize,
+    /// Where the result goes.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct TimeArgs {
+    /// Seconds in all.
+    #[arg(long, default_value_t = 120.0)]
+    seconds: f64,
+    /// Where the result goes.
+    #[arg(long)]
+    out: PathBuf,
+    /// Also a prompt of a million tokens.
+    #[arg(long)]
+    million: bool,
+    /// Only these steps, as in `pool,select`: rotate, pool, calibrate, score, select, schedule,
+    /// dense, attend.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these rungs, as in `hopper,mma`.
+    #[arg(long, value_delimiter = ',')]
+    rungs: Vec<String>,
+    /// Densities of sparse attention.
+    #[arg(long, value_delimiter = ',', default_value = "0.1")]
+    densities: Vec<f64>,
+    /// Longest prompt, in tokens.
+    #[arg(long, default_value_t = 1 << 20)]
+    longest: usize,
+}
+
+/// The arguments of another program.
+#[derive(Args)]
+struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+impl Rest {
+    fn named(self, name: &str) -> Vec<OsString> {
+        std::iter::once(name.into()).chain(self.args).collect()
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Task::parse() {
+        Task::Prism(rest) => return prism_cli::run(rest.named("prism")),
+        Task::Bench(rest) => benches::run(rest.named("bench")),
+        Task::Check(args) => check(&args),
+        Task::Time(args) => time(args),
+        Task::Matmul { seconds, out } => measure(&out, |gpu, log| {
+            let budget = Budget { seconds, ..Budget::default() };
+            matmul::time(gpu, &SHAPES, &Way::ALL, Element::BF16, &budget, log)
+        }),
+        Task::Merge { out, runs } => merge(&out, &runs),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("runner: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(args: &CheckArgs) -> Result<()> {
+    let CheckArgs { small, matmul, shard, shards, ref out } = *args;
+    ensure!(shard < shards, "shard must be below the {shards} shards, got {shard}");
+    let (gpu, mut run) = open()?;
+    check::check(&gpu, small, matmul, (shard, shards), &mut run);
+    write(&run, out)?;
+    let failed = run.checks.iter().filter(|check: &&Check| !check.passed).count();
+    println!("{} checks, {failed} failed", run.checks.len());
+    ensure!(failed == 0, "{failed} checks failed");
+    Ok(())
+}
+
+fn time(args: TimeArgs) -> Result<()> {
+    let TimeArgs { seconds, out, million, only, rungs, densities, longest } = args;
+    let bf16 = |(k, dim): (usize, usize)| Shape::new(32, 8, k * 1024, dim, Element::BF16);
+    let mut shapes = [(32, 128), (128, 128), (8, 128), (32, 64)].map(bf16).to_vec();
+    shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
+    shapes.retain(|shape| shape.len <= longest);
+    let budget = Budget { seconds, only, rungs, ..Budget::default() };
+    measure(&out, |gpu, log| {
+        attention::time(gpu, &shapes, &densities, &budget, &[], log)?;
+        if million { a_million(gpu, log) } else { Ok(()) }
+    })
+}
+
+fn merge(out: &Path, runs: &[PathBuf]) -> Result<()> {
+    let runs = runs.iter().map(|path| Run::read(path)).collect::<Result<Vec<_>>>()?;
+    let run = Run::merge(runs)?;
+    run.write(out)?;
+    println!("{}", run.markdown());
+    Ok(())
+}
+
+/// The device, and a run that says so.
+fn open() -> Result<(Gpu, Run)> {
+    let gpu = Gpu::open("cuda", None)?;
     println!("{:?}", gpu.capabilities);
-    let mut run = Run {
+    let run = Run {
         gpu: std::env::var("PRISM_GPU").unwrap_or_else(|_| "CUDA".into()),
         command: std::env::args().collect::<Vec<_>>().join(" "),
         ..Run::default()
     };
-    match task {
-        Task::Check { small, matmul, shard, shards, out } => {
-            check::check(&gpu, small, matmul, (shard, shards), &mut run);
-            write(&run, &out)?;
-            let failed = run.checks.iter().filter(|check| !check.passed).count();
-            println!("{} checks, {failed} failed", run.checks.len());
-            anyhow::ensure!(failed == 0, "{failed} checks failed");
-        }
-        Task::Time { seconds, out, million, only, rungs, densities, longest } => {
-            let budget = Budget { seconds, million, only, rungs, densities, ..Budget::default() };
-            let bf16 = |(k, dim): (usize, usize)| Shape::new(32, 8, k * 1024, dim, Element::BF16);
-            let mut shapes = [(32, 128), (128, 128), (8, 128), (32, 64)].map(bf16).to_vec();
-            shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
-            shapes.retain(|shape| shape.len <= longest);
-            time::time(&gpu, &shapes, &budget, &[], &mut run, &mut |run| write(run, &out))?;
-        }
-        Task::Matmul { seconds, out } => {
-            time_products(&gpu, seconds, &mut run, &mut |run| write(run, &out))?;
-        }
-    }
-    Ok(())
+    Ok((gpu, run))
 }
 
-fn write(run: &Run, path: &std::path::Path) -> Result<()> {
-    std::fs::write(path, serde_json::to_string_pretty(run)?)?;
-    Ok(())
+/// Takes timings, each of which is in the file as soon as it is taken.
+fn measure(out: &Path, take: impl FnOnce(&Gpu, &mut Log) -> Result<()>) -> Result<()> {
+    let (gpu, mut run) = open()?;
+    let mut tell = |run: &Run, line: &str| {
+        println!("{line}");
+        write(run, out)
+    };
+    take(&gpu, &mut Log::new(&mut run, &mut tell))
+}
+
+fn write(run: &Run, path: &Path) -> Result<()> {
+    std::fs::write(path, serde_json::to_string_pretty(run)?)
+        .with_context(|| format!("can't write {}", path.display()))
 }

@@ -13,25 +13,22 @@ use crate::{apt, cargo, llvm, model, python, root, run};
 
 /// The largest archive made, in bytes: what is carried to a machine is limited.
 const LIMIT: u64 = 40_000_000;
+const COMPRESS: &str = "xz --threads=1 --x86 --lzma2=preset=9e,dict=256MiB";
 const PEERS: [&str; 1] = ["fa3-fwd==0.0.3"];
 
 /// The task's part of the usage text.
 pub const USAGE: &str = "  gpu-bundle      pack the programs of a GPU machine, and what they read, into .gpu/bundle.tar.xz:
                   --features cuda-cpp        of the build: cuda for CubeCL's LLVM compiler
                   --profile release          of the build
-                  --programs runner,tests,kernels,prism   which, all unless set
+                  --programs runner,tests    which, both unless set
                   --bare                     without the fixtures: run.sh takes the checkout's
                   --model                    with the model of the demo
                   --peers                    and FlashAttention-3 into .gpu/peers.tar.xz";
 
-/// Programs: name, package, and what selects the target in cargo.
-const PROGRAMS: [(&str, &str, [&str; 2]); 5] = [
-    ("runner", "gpu", ["--bin", "runner"]),
-    ("report", "gpu", ["--bin", "report"]),
-    ("tests", "tests", ["--test", "tests"]),
-    ("kernels", "benches", ["--bench", "kernels"]),
-    ("prism", "prism-cli", ["--bin", "prism"]),
-];
+/// Programs: name, package, and what selects the target in cargo. LLVM is most of each, so they are few:
+/// `runner` is also the benchmark of the kernels and `prism`.
+const PROGRAMS: [(&str, &str, [&str; 2]); 2] =
+    [("runner", "gpu", ["--bin", "runner"]), ("tests", "tests", ["--test", "tests"])];
 
 struct Options {
     features: String,
@@ -96,14 +93,14 @@ pub fn make(args: &[String]) -> Result<()> {
     pack(staged.path(), &folder.join("bundle.tar.xz"))
 }
 
-/// Puts the programs, and the one that makes the report, into `folder`.
+/// Puts the programs into `folder`.
 fn build(options: &Options, folder: &Path) -> Result<()> {
     if let Some(name) = options.programs.iter().find(|name| !PROGRAMS.iter().any(|p| p.0 == *name))
     {
         let names = PROGRAMS.map(|(name, ..)| name).join(", ");
         bail!("no program {name:?}; there are {names}");
     }
-    let asked = |name: &str| name == "report" || options.programs.iter().any(|asked| asked == name);
+    let asked = |name: &str| options.programs.iter().any(|asked| asked == name);
     eprintln!("LLVM: {}", llvm::set_up()?);
     let mut command = cargo();
     command.args(["build", "--message-format", "json-render-diagnostics"]);
@@ -119,7 +116,7 @@ fn build(options: &Options, folder: &Path) -> Result<()> {
     if !output.status.success() {
         bail!("the programs can't be built: {}", output.status);
     }
-    // The name of a test's or a benchmark's file ends in a hash that only cargo knows.
+    // The name of a test's file ends in a hash that only cargo knows.
     for (name, _, [kind, _]) in programs {
         let built = executable(&output.stdout, name, &kind[2..])
             .with_context(|| format!("cargo says nothing of a program {name}"))?;
@@ -151,9 +148,10 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Packs all of `folder`; an archive over the limit is removed again.
 fn pack(folder: &Path, archive: &Path) -> Result<()> {
     apt::install(&["xz-utils"], "packing needs xz")?;
-    // A window as large as the whole: programs that link the same libraries share them.
+    // A window as large as the whole, so that programs that link the same libraries share them: addresses
+    // of calls, which the filter makes absolute, are not among what they share, but repeat within each.
     run(Command::new("tar")
-        .args(["--use-compress-program", "xz --threads=1 --lzma2=preset=6,dict=256MiB"])
+        .args(["--use-compress-program", COMPRESS])
         .arg("--create")
         .arg("--file")
         .arg(archive)

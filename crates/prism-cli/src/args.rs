@@ -24,6 +24,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// What a call of attention would do and need, without running it
     Plan(PlanArgs),
+    /// Time the kernels of a CubeCL device: sustained, and in bursts after idling
+    Bench(BenchArgs),
     /// What this machine can run, and why not the rest
     Doctor(DoctorArgs),
 }
@@ -258,6 +260,99 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Every step of a sparse call on every rung, and dense attention
+    Attention(BenchAttentionArgs),
+    /// Matrix products on Hopper's tensor cores
+    Matmul(BenchMatmulArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchAttentionArgs {
+    #[command(flatten)]
+    pub common: BenchCommonArgs,
+    /// Tokens of the prompts
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "8192,32768")]
+    pub lengths: Vec<usize>,
+    /// Query heads
+    #[arg(long, default_value_t = 32)]
+    pub q_heads: usize,
+    /// Key/value heads
+    #[arg(long, default_value_t = 8)]
+    pub kv_heads: usize,
+    /// Elements of a head
+    #[arg(long, default_value_t = 128)]
+    pub head_dim: usize,
+    /// Shares of the causal blocks that sparse attention reads, above 0 and at most 1
+    #[arg(long, value_name = "SHARE", value_delimiter = ',', default_value = "0.1")]
+    #[arg(allow_negative_numbers = true)]
+    pub densities: Vec<f64>,
+    /// Only these steps: rotate, pool, calibrate, score, select, schedule, dense, attend
+    #[arg(long, value_name = "STEP", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Only these rungs: hopper, mma, plane, unit, these with " pre-scaled", second order
+    #[arg(long, value_name = "RUNG", value_delimiter = ',')]
+    pub rungs: Vec<String>,
+    /// Also a prompt of a million tokens, checked on sampled rows
+    #[arg(long)]
+    pub million: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchMatmulArgs {
+    #[command(flatten)]
+    pub common: BenchCommonArgs,
+    /// Products as MxNxK; those of Llama-3.1-8B unless given
+    #[arg(long, value_name = "MxNxK", value_delimiter = ',')]
+    pub shapes: Vec<String>,
+    /// What is done to the product before it is written
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "plain")]
+    pub epilogue: Vec<EpilogueArg>,
+    /// Also plain products with W [K, N] in memory, beside the [N, K] of linear layers
+    #[arg(long)]
+    pub row_major: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EpilogueArg {
+    /// Nothing
+    Plain,
+    /// A residual is added
+    Residual,
+    /// SwiGLU of interleaved columns
+    Swiglu,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchCommonArgs {
+    /// Device to time: cpu, cuda, rocm, wgpu, vulkan or metal where the build has it
+    #[arg(long)]
+    pub device: String,
+    /// Element type: bf16, f16 or, but for products, f32
+    #[arg(long, default_value = "bf16")]
+    pub dtype: String,
+    /// Seconds in all: nothing is begun after them
+    #[arg(long, default_value_t = 120.0, allow_negative_numbers = true)]
+    pub seconds: f64,
+    /// Milliseconds of a window of back-to-back calls; in shorter ones a card may not have reached
+    /// its power limit
+    #[arg(long, value_name = "MS", default_value_t = 350.0, allow_negative_numbers = true)]
+    pub window: f64,
+    /// Also write run.json, table.md, records.csv and plots to this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,

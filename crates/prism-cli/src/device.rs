@@ -19,15 +19,25 @@ const KINDS: [(&str, bool); 8] = [
     ("metal", cfg!(feature = "metal")),
 ];
 
-/// Opens a device: a kind, or a kind and an index as in `cuda:1`.
-pub fn open(name: &str) -> Result<Device> {
-    let (kind, index) = match name.split_once(':') {
+/// The kinds that this build has, and which of them a caller can use.
+pub fn built(usable: impl Fn(&str) -> bool) -> String {
+    let built = KINDS.iter().filter(|(kind, built)| *built && usable(kind)).map(|(kind, _)| *kind);
+    built.collect::<Vec<_>>().join(", ")
+}
+
+/// A kind, and the index of a name like `cuda:1`.
+pub fn parse(name: &str) -> (&str, Option<&str>) {
+    match name.split_once(':') {
         None => (name, None),
         Some((kind, index)) => (kind, Some(index)),
-    };
+    }
+}
+
+/// Opens a device: a kind, or a kind and an index as in `cuda:1`.
+pub fn open(name: &str) -> Result<Device> {
+    let (kind, index) = parse(name);
     if !KINDS.contains(&(kind, true)) {
-        let built = KINDS.iter().filter(|(_, built)| *built).map(|(kind, _)| *kind);
-        let built = built.collect::<Vec<_>>().join(", ");
+        let built = built(|_| true);
         match KINDS.contains(&(kind, false)) {
             true => bail!(
                 "this build has no device {kind:?}; it has: {built}; a build with `--features \

@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 6] = ["", "run", "ppl", "compare", "plan", "doctor"];
+const COMMANDS: [&str; 9] =
+    ["", "run", "ppl", "compare", "plan", "doctor", "bench", "bench attention", "bench matmul"];
 
 fn prism(args: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_prism")).args(args).output().unwrap();
@@ -15,11 +16,10 @@ fn prism(args: &[&str]) -> (bool, String, String) {
 #[test]
 fn bless_help_is_golden() {
     for command in COMMANDS {
-        let args: Vec<&str> =
-            [command, "--help"].into_iter().filter(|arg| !arg.is_empty()).collect();
+        let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let (ok, help, _) = prism(&args);
         assert!(ok);
-        let name = if command.is_empty() { "prism" } else { command };
+        let name = if command.is_empty() { "prism".into() } else { command.replace(' ', "-") };
         let golden =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/help").join(format!("{name}.txt"));
         if std::env::var_os("PRISM_BLESS").is_some() {

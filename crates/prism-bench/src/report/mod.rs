@@ -1,14 +1,20 @@
-//! Timings and checks of one GPU run: the schema that the kernel runner and `peers.py` write, and
-//! the report made of their files.
+//! What was timed and checked on one device: the schema that the programs here and `gpu/peers.py` write,
+//! and the report made of it.
 
+mod log;
 mod plots;
 mod table;
+mod whole;
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+
+pub use log::Log;
+pub use table::{digits, tokens};
+pub use whole::Whole;
 
 /// The rung of the peer that ratios are given to first: FlashAttention-3, dense.
 pub const FLASH_ATTENTION_3: &str = "flash-attention-3";
@@ -20,7 +26,9 @@ pub const MATMUL: &str = "matmul";
 /// The rung of their peer: torch's product of matrices.
 pub const CUBLAS: &str = "cublas";
 /// The parts of one sparse call, in the order they run.
-pub const PARTS: [&str; 3] = ["pool", "select", "attend"];
+pub const PARTS: [&str; 5] = ["pool", "calibrate", "select", "schedule", "attend"];
+/// The rung of pooling and selecting by second-order scores, which has other parts.
+pub const SECOND_ORDER: &str = "second order";
 
 /// One thing timed at one shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,7 +112,7 @@ pub struct Check {
 /// What one or more programs measured in one stay on one machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// The card as its driver names it; more may follow the name. `run.sh` gives it in `PRISM_GPU`.
+    /// The card as its driver names it; more may follow the name.
     pub gpu: String,
     /// Year-month-day.
     pub date: String,
@@ -156,8 +164,8 @@ impl Run {
         Ok(all)
     }
 
-    /// Writes `run.json`, `table.md`, `records.csv`, `latency.svg` and `breakdown.svg`; a plot
-    /// that would show nothing is left out.
+    /// Writes `run.json`, `table.md`, `records.csv` and the plots `latency.svg`, `breakdown.svg`,
+    /// `speedup.svg` and `rates.svg`; a plot that would show nothing is left out.
     pub fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
         let write = |name: &str, text: String| {
@@ -168,7 +176,9 @@ impl Run {
         write("table.md", self.markdown())?;
         write("records.csv", self.csv())?;
         plots::latency(&folder.join("latency.svg"), self)?;
-        plots::breakdown(&folder.join("breakdown.svg"), self)
+        plots::breakdown(&folder.join("breakdown.svg"), self)?;
+        plots::speedup(&folder.join("speedup.svg"), self)?;
+        plots::rates(&folder.join("rates.svg"), self)
     }
 
     /// How many times as long the dense attention of `peer` takes at the shape of `record`; of a matrix
@@ -202,10 +212,10 @@ fn median(mut group: Vec<Record>) -> Record {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(super) fn record(what: &str, rung: &str, length: usize, ms: f64) -> Record {
+    pub(crate) fn record(what: &str, rung: &str, length: usize, ms: f64) -> Record {
         Record {
             what: what.into(),
             rung: rung.into(),
@@ -226,7 +236,7 @@ mod tests {
         }
     }
 
-    pub(super) fn run(records: Vec<Record>) -> Run {
+    pub(crate) fn run(records: Vec<Record>) -> Run {
         Run {
             gpu: "H200".into(),
             date: "2026-11-22".into(),
@@ -302,13 +312,17 @@ mod tests {
             record("dense", FLASH_ATTENTION_3, 16384, 3.0),
             record("pool", "plane", 8192, 0.05),
             record("select", "plane", 8192, 0.02),
+            record("calibrate", "unit", 8192, 0.01),
+            record("schedule", "unit", 8192, 0.01),
             record("attend", "hopper", 8192, 0.3),
         ]);
+        run.records[0].tflops = Some(650.0);
+        run.records[6].tflops = Some(600.0);
         run.checks.push(Check { name: "attend".into(), passed: true, detail: "1e-3".into() });
         run.write(folder.path()).unwrap();
         assert_eq!(Run::read(&folder.path().join("run.json")).unwrap(), run);
-        for plot in ["latency.svg", "breakdown.svg"] {
-            let svg = fs::read_to_string(folder.path().join(plot)).unwrap();
+        for plot in ["latency", "breakdown", "speedup", "rates"] {
+            let svg = fs::read_to_string(folder.path().join(format!("{plot}.svg"))).unwrap();
             assert!(svg.starts_with("<svg") && svg.contains("8K"), "{plot}: {svg}");
         }
     }

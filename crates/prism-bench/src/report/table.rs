@@ -5,7 +5,8 @@ use super::{CUBLAS, CUDNN, FLASH_ATTENTION_3, PARTS, Record, Run};
 impl Run {
     /// The checks that failed, the notes, and every record with its ratios.
     pub fn markdown(&self) -> String {
-        let mut text = format!("{}, {}: `{}`\n\n", self.gpu, self.date, self.command);
+        let date = if self.date.is_empty() { "" } else { ", " };
+        let mut text = format!("{}{date}{}: `{}`\n\n", self.gpu, self.date, self.command);
         let failed: Vec<_> = self.checks.iter().filter(|check| !check.passed).collect();
         if !self.checks.is_empty() {
             let passed = self.checks.len() - failed.len();
@@ -43,6 +44,9 @@ impl Run {
                 record.note,
             );
         }
+        let wholes = self.wholes();
+        text.extend(wholes.iter().map(|whole| format!("\n- {whole}")));
+        text += if wholes.is_empty() { "" } else { "\n" };
         text += "\nms: sustained; × FA3, × cuDNN: how many times as long their dense attention of \
                  the same size takes, timed in the same run; × cuBLAS: likewise of matrix products \
                  M×N, K under d.\n";
@@ -84,7 +88,7 @@ impl Run {
     }
 
     /// What compares stands together: by shape, then part by part, peers first.
-    fn sorted(&self) -> Vec<&Record> {
+    pub fn sorted(&self) -> Vec<&Record> {
         let mut records: Vec<_> = self.records.iter().collect();
         records.sort_by_cached_key(|record| {
             let part = PARTS.iter().position(|&part| part == record.what);
@@ -96,7 +100,7 @@ impl Run {
 }
 
 /// A length as people say it: 32K.
-pub(super) fn tokens(length: usize) -> String {
+pub fn tokens(length: usize) -> String {
     if length >= 1024 && length.is_multiple_of(1024) {
         format!("{}K", length / 1024)
     } else {
@@ -119,7 +123,7 @@ fn optional(number: Option<f64>) -> String {
 }
 
 /// Three significant digits, none of them lost before the point.
-pub(super) fn digits(number: f64) -> String {
+pub fn digits(number: f64) -> String {
     let before = if number == 0.0 { 1 } else { number.abs().log10().floor() as i32 + 1 };
     let decimals = (3 - before).clamp(0, 6) as usize;
     format!("{number:.decimals$}")

@@ -13,21 +13,21 @@ use prism_kernels::pool::pool;
 use prism_kernels::schedule::schedule;
 use prism_kernels::select::{SelectProblem, select_blocks};
 
-use crate::Gpu;
-use crate::data::{exact, read, tensor};
-use crate::report::{Check, Record, Run};
-use crate::time::{BLOCK, Clock, Shape};
+use crate::attention::{BLOCK, Shape};
+use crate::clock::Time;
+use crate::device::Gpu;
+use crate::inputs::{exact, read, tensor};
+use crate::report::{Check, Log};
 
 /// A million tokens: time, memory, and sampled rows against the definition.
-pub fn a_million(
-    clock: &Clock,
-    run: &mut Run,
-    add: &mut dyn FnMut(&mut Run, Record) -> Result<()>,
-) -> Result<()> {
-    let gpu: &Gpu = clock.gpu;
+///
+/// # Errors
+/// A device without bf16 or the memory, or one that fails.
+pub fn a_million(gpu: &Gpu, log: &mut Log) -> Result<()> {
     let Gpu { client, capabilities } = gpu;
     let shape = Shape::new(8, 2, 1 << 20, 128, Element::BF16);
-    let Shape { q_heads, kv_heads, len, dim, element, .. } = shape;
+    shape.check(gpu)?;
+    let Shape { q_heads, kv_heads, len, dim, element } = shape;
     let q = tensor(gpu, 1, [1, q_heads, len, dim], element);
     let k = tensor(gpu, 2, [1, kv_heads, len, dim], element);
     let v = tensor(gpu, 3, [1, kv_heads, len, dim], element);
@@ -63,15 +63,15 @@ pub fn a_million(
     };
     let once = |call: &dyn Fn()| {
         call();
-        clock.sync()?;
+        gpu.sync()?;
         let start = Instant::now();
         call();
-        clock.sync()?;
+        gpu.sync()?;
         anyhow::Ok(start.elapsed().as_secs_f64() * 1e3)
     };
     let ms = once(&|| drop(estimate()))?;
     let (selection, pooled, factors) = estimate();
-    add(run, shape.record("pool + select", "plane", 1.0, (ms, ms)))?;
+    log.record(shape.record("pool + select", "plane", 1.0, Time { sustained: ms, burst: ms }))?;
 
     let bytes = client.read_one(selection.words.clone())?;
     let words = bytemuck::cast_slice::<_, u32>(&bytes).to_vec();
@@ -117,11 +117,11 @@ pub fn a_million(
         differing += bits.iter().zip(got).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
     }
     let of: u32 = sampled.iter().map(|&(head, row)| host.counts()[head * rows + row]).sum();
-    run.checks.push(Check {
+    log.check(Check {
         name: "a million tokens: sampled rows of the selection".into(),
         passed: differing <= of / 50,
         detail: format!("{differing} of {of} blocks differ (rounding of scores at the cut)"),
-    });
+    })?;
 
     let order = schedule(client, capabilities, &selection, [1, q_heads, kv_heads], rows);
     let attended = Attended { out: client.empty(q_heads * len * dim * element.size()), lse: None };
@@ -132,10 +132,15 @@ pub fn a_million(
     let ms = once(&|| attend_into(client, capabilities, &problem, &attended, rung))?;
     let tiles: f64 = host.counts().iter().map(|&c| f64::from(c)).sum();
     let causal = grids[0].causal_pairs() as f64 * q_heads as f64;
-    let mut record = shape.record("attend", &rung.to_string(), tiles / causal, (ms, ms));
+    let mut record = shape.record(
+        "attend",
+        &rung.to_string(),
+        tiles / causal,
+        Time { sustained: ms, burst: ms },
+    );
     record.tflops = Some(shape.rate(tiles, ms));
     record.note = shape.extra_memory();
-    add(run, record)?;
+    log.record(record)?;
 
     let out = client.read_one(attended.out.clone())?;
     let out: &[half::bf16] = bytemuck::cast_slice(&out);
@@ -150,11 +155,9 @@ pub fn a_million(
         }
     }
     let relative = (error / norm).sqrt();
-    run.checks.push(Check {
+    log.check(Check {
         name: "a million tokens: sampled rows of the attention".into(),
         passed: relative < 6e-3,
         detail: format!("relative error {relative:.2e}"),
-    });
-    println!("{:?}", &run.checks[run.checks.len() - 2..]);
-    Ok(())
+    })
 }

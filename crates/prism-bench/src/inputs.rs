@@ -105,6 +105,9 @@ pub fn upload_values(gpu: &Gpu, values: &[f32], shape: [usize; 4], element: Elem
 }
 
 /// Values of a device buffer.
+///
+/// # Panics
+/// Where a kernel launched before failed.
 pub fn read(gpu: &Gpu, handle: &cubecl::server::Handle, element: Element) -> Vec<f32> {
     let bytes = gpu.client.read_one(handle.clone()).expect("the kernels ran");
     match element {

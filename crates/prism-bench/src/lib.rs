@@ -1,0 +1,18 @@
+//! Timings of the Prism kernels on a device of any CubeCL runtime, and reports of them.
+//!
+//! [`attention`] times every step of a sparse call, dense attention, and others' kernels beside them;
+//! [`matmul`] the products around it. Both take their times with the one [`clock`]. What was measured is a
+//! [`report::Run`], which is written as JSON, tables and plots.
+
+pub mod attention;
+pub mod clock;
+pub mod device;
+pub mod inputs;
+pub mod matmul;
+mod million;
+pub mod report;
+
+pub use clock::{Budget, Clock, Time};
+pub use device::Gpu;
+pub use million::a_million;
+pub use report::{Log, Record, Run};

@@ -1,0 +1,45 @@
+//! `prism`: run Llama models with Prism attention, and measure what it saves and costs.
+
+mod args;
+mod bench;
+mod compare;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
+mod doctor;
+mod heatmap;
+#[cfg(feature = "hub")]
+mod hub;
+mod model;
+mod output;
+mod plan;
+mod ppl;
+mod prefill;
+mod run;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+/// Runs the program with these arguments, the first of them its name.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = Cli::parse_from(args);
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Ppl(args) => ppl::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Bench(args) => bench::run(&args.what),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("prism: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
