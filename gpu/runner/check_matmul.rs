@@ -9,7 +9,8 @@ use prism_kernels::matmul::{Epilogue, MatmulError, MatmulProblem, interleave, ma
 use prism_kernels::{Element, Matrix};
 use rayon::prelude::*;
 
-use crate::check::{Task, push};
+use crate::check::Task;
+use crate::check_attention::push;
 
 /// M, N, K.
 type Size = [usize; 3];

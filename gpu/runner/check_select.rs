@@ -14,7 +14,7 @@ use prism_kernels::Element;
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::select::{SelectProblem, SelectRung, select_blocks_on};
 
-use crate::check::push;
+use crate::check_attention::push;
 
 /// The rule on pooled vectors of small integers and factors that are powers of two: every order
 /// of summation gives the same scores, so the selections must be equal bit for bit.

@@ -1,7 +1,9 @@
 //! `runner`: all that is done on a GPU machine, in one program.
 
 mod check;
+mod check_attention;
 mod check_matmul;
+mod check_repeats;
 mod check_rotate;
 mod check_select;
 
