@@ -160,4 +160,27 @@ pub trait PrismBackend: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         fallback::attend::<Self>(q, k, v, None, &params)
     }
+
+    /// x·W `[.., N]` of x `[.., K]` and W `[K, N]`, any rank from 2.
+    #[fusion(meta = |x, weight| fusion::product(x, weight.shape[1]))]
+    fn prism_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::linear::<Self>(x, weight)
+    }
+
+    /// [`prism_linear`](Self::prism_linear) plus a residual `[.., N]`.
+    #[fusion(meta = |x, weight, _residual| fusion::product(x, weight.shape[1]))]
+    fn prism_linear_residual(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        fallback::linear_residual::<Self>(x, weight, residual)
+    }
+
+    /// silu(x·gate) · (x·up) `[.., F]` of x `[.., K]` and both weights in one, `[K, 2F]`, their columns
+    /// alternating in groups of [`INTERLEAVE`](crate::swiglu::INTERLEAVE).
+    #[fusion(meta = |x, weight| fusion::product(x, weight.shape[1] / 2))]
+    fn prism_swiglu(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::swiglu::<Self>(x, weight)
+    }
 }

@@ -87,6 +87,32 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
         let (out, lse) = B::prism_attend_dense(q, k, v, params);
         (untracked::<B, C>(out), untracked::<B, C>(lse))
     }
+
+    fn prism_linear(x: Tensor<B, C>, weight: Tensor<B, C>) -> Tensor<B, C> {
+        if x.is_tracked() || weight.is_tracked() {
+            return fallback::linear::<Self>(x, weight);
+        }
+        untracked::<B, C>(B::prism_linear(x.into_primitive(), weight.into_primitive()))
+    }
+
+    fn prism_linear_residual(
+        x: Tensor<B, C>,
+        weight: Tensor<B, C>,
+        residual: Tensor<B, C>,
+    ) -> Tensor<B, C> {
+        if x.is_tracked() || weight.is_tracked() || residual.is_tracked() {
+            return fallback::linear_residual::<Self>(x, weight, residual);
+        }
+        let [x, weight, residual] = [x, weight, residual].map(|x| x.into_primitive());
+        untracked::<B, C>(B::prism_linear_residual(x, weight, residual))
+    }
+
+    fn prism_swiglu(x: Tensor<B, C>, weight: Tensor<B, C>) -> Tensor<B, C> {
+        if x.is_tracked() || weight.is_tracked() {
+            return fallback::swiglu::<Self>(x, weight);
+        }
+        untracked::<B, C>(B::prism_swiglu(x.into_primitive(), weight.into_primitive()))
+    }
 }
 
 fn untracked<B: PrismBackend, C: CheckpointStrategy>(x: FloatTensor<B>) -> Tensor<B, C> {

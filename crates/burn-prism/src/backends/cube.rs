@@ -22,6 +22,7 @@ use prism_kernels::select::{
 };
 use prism_kernels::{Capabilities, Element, Operand};
 
+use super::cube_linear;
 use crate::fallback;
 use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
 use crate::plan::{Kernel, Refused};
@@ -165,6 +166,22 @@ impl PrismBackend for CubeBackend {
         }
         attend(q, k, v, None, &params)
     }
+
+    fn prism_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        cube_linear::linear(x, weight)
+    }
+
+    fn prism_linear_residual(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        cube_linear::linear_residual(x, weight, residual)
+    }
+
+    fn prism_swiglu(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        cube_linear::swiglu(x, weight)
+    }
 }
 
 /// Selects from pooled vectors, by the paper's scores; results beside `like`.
@@ -243,7 +260,7 @@ fn attend(
     (output(&q, attended.out, shape, q.dtype), lse)
 }
 
-fn element(dtype: DType) -> Option<Element> {
+pub(super) fn element(dtype: DType) -> Option<Element> {
     match dtype {
         DType::F32 => Some(Element::F32),
         DType::F16 => Some(Element::F16),
@@ -261,14 +278,14 @@ fn operand(x: &CubeTensor) -> Option<Operand> {
 }
 
 /// A new contiguous tensor beside `like`.
-fn output<const D: usize>(
+pub(super) fn output(
     like: &CubeTensor,
     handle: Handle,
-    dims: [usize; D],
+    shape: impl Into<Shape>,
     dtype: DType,
 ) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
-    CubeTensor::new_contiguous(client, device, Shape::new(dims), handle, dtype)
+    CubeTensor::new_contiguous(client, device, shape.into(), handle, dtype)
 }
 
 fn contiguous(x: CubeTensor) -> CubeTensor {

@@ -50,6 +50,15 @@ pub fn attended(q: &TensorSpec) -> (TensorSpec, TensorSpec) {
     (q.clone(), spec([q.shape[0], q.shape[1], q.shape[2]], DType::F32))
 }
 
+/// Of a product of `x` and a weight, with `columns` in place of the last dim of `x`.
+pub fn product(x: &TensorSpec, columns: usize) -> TensorSpec {
+    let mut shape = x.shape.to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = columns;
+    }
+    TensorSpec::new(Shape::from(shape), x.dtype)
+}
+
 fn spec<const D: usize>(dims: [usize; D], dtype: DType) -> TensorSpec {
     TensorSpec::new(Shape::new(dims), dtype)
 }

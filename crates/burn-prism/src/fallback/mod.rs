@@ -5,6 +5,7 @@
 //! computed as one batch; padding is sliced away rather than masked, since it may be NaN.
 
 mod attend;
+mod linear;
 mod pool;
 mod rule;
 mod second_order;
@@ -17,6 +18,7 @@ use std::ops::Range;
 use prism_core::BlockGrid;
 
 pub use attend::attend;
+pub use linear::{linear, linear_residual, swiglu};
 pub use pool::{pool, pool_moments};
 pub use second_order::select_second_order;
 pub use select::{select, select_blocks};
