@@ -8,5 +8,6 @@ mod docs_match_code;
 mod gradients;
 mod invariants;
 mod kernel_fixtures;
+mod linear;
 mod model_fixtures;
 mod smollm2;

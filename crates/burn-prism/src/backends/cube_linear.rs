@@ -87,35 +87,49 @@ fn matrix(x: &CubeTensor) -> Option<Matrix> {
 
 /// `[.., K]` as the matrix `[M, K]`: where it lies if its rows are evenly apart, else copied.
 fn rows(x: &CubeTensor) -> Option<Matrix> {
-    let (x, stride) = match row_stride(x) {
-        Some(stride) => (x.clone(), stride),
-        None => (into_contiguous(x.clone()), *x.meta.shape().last()?),
-    };
     let (&columns, leading) = x.meta.shape().split_last()?;
     let shape = [leading.iter().product(), columns];
-    Some(Matrix::new(x.handle, shape, [stride, 1], element(x.dtype)?))
+    let stride = row_stride(x.meta.shape(), x.meta.strides()).filter(|_| !x.meta.is_tiled());
+    let (handle, stride) = match stride {
+        Some(stride) => (x.handle.clone(), stride),
+        None => (into_contiguous(x.clone()).handle, columns),
+    };
+    Some(Matrix::new(handle, shape, [stride, 1], element(x.dtype)?))
 }
 
 /// Elements from one row of `[.., K]` to the next, if that is the same for all of them, in multiples of
 /// the 16 bytes that TMA steps by.
-fn row_stride(x: &CubeTensor) -> Option<usize> {
-    let (&columns, shape) = x.meta.shape().split_last()?;
-    let (&along, strides) = x.meta.strides().split_last()?;
-    if along != 1 || x.meta.is_tiled() {
-        return None;
-    }
-    let mut stride = None;
-    let mut next = columns;
-    for (&extent, &step) in shape.iter().zip(strides).rev().filter(|&(&extent, _)| extent != 1) {
-        let even = match stride {
-            None => step >= columns && step % 8 == 0,
-            Some(_) => step == next,
-        };
-        if !even {
-            return None;
+fn row_stride(shape: &[usize], strides: &[usize]) -> Option<usize> {
+    let ((&columns, shape), (&along, strides)) = (shape.split_last()?, strides.split_last()?);
+    let mut dims = shape.iter().zip(strides).rev().filter(|&(&extent, _)| extent != 1);
+    let Some((&extent, &stride)) = dims.next() else { return (along == 1).then_some(columns) };
+    let steps = along == 1 && stride >= columns && stride % 8 == 0;
+    let mut next = extent * stride;
+    let even = dims.all(|(&extent, &stride)| {
+        let even = stride == next;
+        next *= extent;
+        even
+    });
+    (steps && even).then_some(stride)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row_stride;
+
+    #[test]
+    fn rows_are_read_where_they_lie_if_they_are_evenly_apart() {
+        let contiguous = [([4, 6, 16], [96, 16, 1]), ([1, 6, 16], [7, 16, 1])];
+        for (shape, strides) in contiguous {
+            assert_eq!(row_stride(&shape, &strides), Some(16));
         }
-        stride = stride.or(Some(step));
-        next = step * extent;
+        // Pitched rows, a single row, leading columns of wider rows.
+        assert_eq!(row_stride(&[4, 6, 16], &[6 * 32, 32, 1]), Some(32));
+        assert_eq!(row_stride(&[1, 1, 16], &[5, 3, 1]), Some(16));
+        assert_eq!(row_stride(&[6, 16], &[24, 1]), Some(24));
+        // Swapped dims, a gap between batches, broadcast rows, rows that TMA can't step over.
+        for strides in [[16, 64, 1], [100, 16, 1], [96, 0, 1], [6 * 20, 20, 1], [96, 1, 6]] {
+            assert_eq!(row_stride(&[4, 6, 16], &strides), None, "{strides:?}");
+        }
     }
-    stride.or(Some(columns))
 }
