@@ -5,9 +5,9 @@
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::{
     AttentionOptions, AttentionShape, BlockSelection, Budget, GateUp, LinearOptions, PrismCache,
-    PrismConfig, PrismError, Rope, Scoring, SelectedBlocks, SequenceLengths,
+    PrismConfig, PrismError, Rope, RotaryTable, Scoring, SelectedBlocks, SequenceLengths,
     block_sparse_attention, dense_attention, interleave, linear, linear_with, plan, plan_linear,
-    prism_attention, select_blocks, swiglu,
+    prism_attention, prism_attention_rotated, rotate_and_pool, select_blocks, swiglu,
 };
 use rstest::rstest;
 use tests::{Inputs, Kind, all_devices, devices, grids, tensor, values};
@@ -514,4 +514,37 @@ fn weights_that_do_not_fit() {
     };
     says(narrow(GateUp::new), "gate must be [16, 24], got [8, 24]");
     says(narrow(GateUp::interleaved), "gate and up must be [16, 48], got [8, 48]");
+}
+
+#[test]
+fn rotary_tables_that_do_not_fit() {
+    let device = Device::flex();
+    let (q, kv) = (zeros([1, 2, 40, 64]), zeros([1, 1, 40, 64]));
+    let (config, options) = (PrismConfig::llama3(), AttentionOptions::default());
+    let table = |head_dim, positions, device: &Device| {
+        RotaryTable::new(&config.rope, head_dim, positions, device).unwrap()
+    };
+    let refused = |table: &RotaryTable| {
+        let rotated = rotate_and_pool(q.clone(), kv.clone(), table, &config, &options);
+        rotated.unwrap_err()
+    };
+    let error = refused(&table(64, 39, &device)).to_string();
+    assert_eq!(error, "RoPE: the table has 39 positions, the longest sequence 40");
+    let error = refused(&table(128, 40, &device)).to_string();
+    assert_eq!(error, "RoPE: the table turns 128 dims, the heads have 64");
+    let error = refused(&table(64, 40, &tests::ndarray()));
+    assert_eq!(error, PrismError::Device { left: "q", right: "the rotary table" });
+    assert!(RotaryTable::new(&config.rope, 63, 40, &device).is_err());
+
+    // And a V that doesn't go with K; no queries, or no keys, make empty results.
+    let table = table(64, 40, &device);
+    let rotate =
+        |q: Tensor<4>, k: Tensor<4>| rotate_and_pool(q, k, &table, &config, &options).unwrap();
+    let error = prism_attention_rotated(rotate(q.clone(), kv.clone()), zeros([1, 1, 39, 64]));
+    assert!(error.unwrap_err().to_string().contains("length of k is 40, but v has 39"));
+    for (q_len, keys) in [(0, 40), (40, 0), (0, 0)] {
+        let (q, kv) = (zeros([1, 2, q_len, 64]), zeros([1, 1, keys, 64]));
+        let got = prism_attention_rotated(rotate(q, kv.clone()), kv).unwrap();
+        assert_eq!(got.output.dims(), [1, 2, q_len, 64]);
+    }
 }

@@ -10,4 +10,5 @@ mod invariants;
 mod kernel_fixtures;
 mod linear;
 mod model_fixtures;
+mod rotated;
 mod smollm2;

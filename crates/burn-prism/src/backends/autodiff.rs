@@ -9,13 +9,35 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use prism_core::BlockGrid;
 
 use crate::fallback;
-use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
+use crate::ops::{
+    AttendParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
+};
 
 type Tensor<B, C> = FloatTensor<Autodiff<B, C>>;
 
 impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
     fn prism_pool(x: Tensor<B, C>, grids: Vec<BlockGrid>, side: Side) -> Tensor<B, C> {
         untracked::<B, C>(B::prism_pool(x.into_primitive(), grids, side))
+    }
+
+    fn prism_rotate_and_pool(
+        q: Tensor<B, C>,
+        k: Tensor<B, C>,
+        cos: Tensor<B, C>,
+        sin: Tensor<B, C>,
+        params: RotateParams,
+    ) -> RotatedTensors<Self> {
+        if q.is_tracked() || k.is_tracked() {
+            return fallback::rotate_and_pool::<Self>(q, k, cos, sin, &params);
+        }
+        let [q, k, cos, sin] = [q, k, cos, sin].map(|x| x.into_primitive());
+        let (q, k, pooled_q, pooled_k) = B::prism_rotate_and_pool(q, k, cos, sin, params);
+        (
+            untracked::<B, C>(q),
+            untracked::<B, C>(k),
+            untracked::<B, C>(pooled_q),
+            untracked::<B, C>(pooled_k),
+        )
     }
 
     fn prism_select(

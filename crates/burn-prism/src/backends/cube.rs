@@ -16,6 +16,7 @@ use prism_kernels::band_mask::{BandMask, MAX_HEAD_DIM};
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{Pooled, energies, pool, pool_one};
+use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::schedule::{count_blocks, schedule};
 use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, Selection, select_blocks, select_by_second_order,
@@ -24,7 +25,9 @@ use prism_kernels::{Capabilities, Element, Operand};
 
 use super::cube_linear;
 use crate::fallback;
-use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
+use crate::ops::{
+    AttendParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
+};
 use crate::plan::{Kernel, Refused};
 use crate::selected::SelectedBlocks;
 
@@ -63,6 +66,42 @@ impl PrismBackend for CubeBackend {
         let pooled = pool_one(&x.client, &Capabilities::of(&x.client), &operand, &grids, side);
         let [batch, heads, _, dim] = operand.shape;
         output(&x, pooled.means, [batch, heads, pooled.blocks, dim], DType::F32)
+    }
+
+    fn prism_rotate_and_pool(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        params: RotateParams,
+    ) -> RotatedTensors<Self> {
+        let [cos, sin] = [cos, sin].map(contiguous);
+        let rotated = match (operand(&q), operand(&k)) {
+            (Some(queries), Some(keys)) => {
+                let (positions, rotary_dim) = (cos.meta.shape()[0], params.rotary_dim);
+                let handles = (cos.handle.clone(), sin.handle.clone());
+                let table =
+                    RotaryTable::new(handles.0, handles.1, positions, rotary_dim, params.layout);
+                let bands = BandMask::new(&params.bands);
+                let problem = RotateProblem::new(&queries, &keys, &table, &params.grids, &bands);
+                let problem = RotateProblem { prescale: params.prescale, ..problem };
+                rotate_and_pool(&q.client, &Capabilities::of(&q.client), &problem).ok()
+            }
+            _ => None,
+        };
+        let Some(rotated) = rotated else {
+            return fallback::rotate_and_pool::<Self>(q, k, cos, sin, &params);
+        };
+        let means = |like: &CubeTensor, pooled: Pooled| {
+            let [batch, heads, _, dim] = dims(like);
+            output(like, pooled.means, [batch, heads, pooled.blocks, dim], DType::F32)
+        };
+        (
+            output(&q, rotated.q.handle, dims(&q), q.dtype),
+            output(&k, rotated.k.handle, dims(&k), k.dtype),
+            means(&q, rotated.pooled_q),
+            means(&k, rotated.pooled_k),
+        )
     }
 
     fn prism_select(
@@ -252,6 +291,7 @@ fn attend(
         params.scale,
         true,
     );
+    let problem = AttendProblem { prescaled: params.prescaled, ..problem };
     let rung = AttendRung::best(&capabilities, &problem);
     let attended = attend_on(client, &capabilities, &problem, rung);
     // Asked for above.

@@ -19,6 +19,15 @@ pub fn pooled(x: &TensorSpec, grids: &[BlockGrid], side: Side) -> TensorSpec {
     spec([x.shape[0], x.shape[1], blocks, x.shape[3]], DType::F32)
 }
 
+/// Of rotated Q and K, and of their block means.
+pub fn rotated(
+    q: &TensorSpec,
+    k: &TensorSpec,
+    grids: &[BlockGrid],
+) -> (TensorSpec, TensorSpec, TensorSpec, TensorSpec) {
+    (q.clone(), k.clone(), pooled(q, grids, Side::Queries), pooled(k, grids, Side::Keys))
+}
+
 /// Of the means and variances of key blocks.
 pub fn moments(x: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) {
     let spec = pooled(x, grids, Side::Keys);
