@@ -4,9 +4,10 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::{
-    AttentionOptions, AttentionShape, BlockSelection, Budget, PrismCache, PrismConfig, PrismError,
-    Rope, Scoring, SelectedBlocks, SequenceLengths, block_sparse_attention, dense_attention, plan,
-    prism_attention, select_blocks,
+    AttentionOptions, AttentionShape, BlockSelection, Budget, GateUp, LinearOptions, PrismCache,
+    PrismConfig, PrismError, Rope, RotaryTable, Scoring, SelectedBlocks, SequenceLengths,
+    block_sparse_attention, dense_attention, interleave, linear, linear_with, plan, plan_linear,
+    prism_attention, prism_attention_rotated, rotate_and_pool, select_blocks, swiglu,
 };
 use rstest::rstest;
 use tests::{Inputs, Kind, all_devices, devices, grids, tensor, values};
@@ -475,4 +476,75 @@ fn q41_a_batch_or_shape_that_changes_between_calls() {
         .unwrap_err();
     assert!(matches!(error, PrismError::Cache { .. }), "{error}");
     assert!(cache.is_empty());
+}
+
+#[test]
+fn weights_that_do_not_fit() {
+    let device = Device::flex();
+    let matrix = |rows, columns| Tensor::<2>::zeros([rows, columns], &device);
+    let x = || Tensor::<3>::zeros([2, 5, 16], &device);
+    let says = |error: PrismError, text: &str| assert_eq!(error.to_string(), text);
+
+    says(linear(x(), matrix(24, 16)).unwrap_err(), "weight must be [16, 16], got [24, 16]");
+    says(linear(x(), matrix(16, 0)).unwrap_err(), "columns of a weight must be at least 1, got 0");
+    let none = Tensor::<3>::zeros([2, 5, 0], &device);
+    says(linear(none, matrix(0, 8)).unwrap_err(), "columns of x must be at least 1, got 0");
+    let half = matrix(16, 24).cast(DType::F16);
+    let error = linear(x(), half).unwrap_err();
+    says(error, "weight: element type F16 is not supported, expected that of x");
+    let elsewhere = Tensor::<2>::zeros([16, 24], &tests::ndarray());
+    let error = linear(x(), elsewhere).unwrap_err();
+    assert_eq!(error, PrismError::Device { left: "x", right: "weight" });
+
+    let with = |options| linear_with(x(), matrix(16, 24), options).unwrap_err();
+    let bias = Tensor::<1>::zeros([23], &device);
+    says(with(LinearOptions::default().with_bias(bias)), "bias must be [24], got [23]");
+    let options = LinearOptions::default().with_residual(x());
+    says(with(options), "residual must be [2, 5, 24], got [2, 5, 16]");
+    says(plan_linear([5, 0, 8], DType::F32, &device).unwrap_err(), "K must be at least 1, got 0");
+    says(plan_linear([5, 8, 0], DType::F32, &device).unwrap_err(), "N must be at least 1, got 0");
+
+    let error = GateUp::new(matrix(16, 24), matrix(16, 32)).unwrap_err();
+    says(error, "up must be [16, 24], got [16, 32]");
+    let error = interleave(matrix(16, 20), matrix(16, 20)).unwrap_err();
+    says(error, "F must be a multiple of 8, got 20");
+    assert!(GateUp::new(matrix(16, 24), matrix(16, 24).cast(DType::F16)).is_err());
+    let narrow = |made: fn(Tensor<2>, Tensor<2>) -> burn_prism::Result<GateUp>| {
+        swiglu(x(), &made(matrix(8, 24), matrix(8, 24)).unwrap()).unwrap_err()
+    };
+    says(narrow(GateUp::new), "gate must be [16, 24], got [8, 24]");
+    says(narrow(GateUp::interleaved), "gate and up must be [16, 48], got [8, 48]");
+}
+
+#[test]
+fn rotary_tables_that_do_not_fit() {
+    let device = Device::flex();
+    let (q, kv) = (zeros([1, 2, 40, 64]), zeros([1, 1, 40, 64]));
+    let (config, options) = (PrismConfig::llama3(), AttentionOptions::default());
+    let table = |head_dim, positions, device: &Device| {
+        RotaryTable::new(&config.rope, head_dim, positions, device).unwrap()
+    };
+    let refused = |table: &RotaryTable| {
+        let rotated = rotate_and_pool(q.clone(), kv.clone(), table, &config, &options);
+        rotated.unwrap_err()
+    };
+    let error = refused(&table(64, 39, &device)).to_string();
+    assert_eq!(error, "RoPE: the table has 39 positions, the longest sequence 40");
+    let error = refused(&table(128, 40, &device)).to_string();
+    assert_eq!(error, "RoPE: the table turns 128 dims, the heads have 64");
+    let error = refused(&table(64, 40, &tests::ndarray()));
+    assert_eq!(error, PrismError::Device { left: "q", right: "the rotary table" });
+    assert!(RotaryTable::new(&config.rope, 63, 40, &device).is_err());
+
+    // And a V that doesn't go with K; no queries, or no keys, make empty results.
+    let table = table(64, 40, &device);
+    let rotate =
+        |q: Tensor<4>, k: Tensor<4>| rotate_and_pool(q, k, &table, &config, &options).unwrap();
+    let error = prism_attention_rotated(rotate(q.clone(), kv.clone()), zeros([1, 1, 39, 64]));
+    assert!(error.unwrap_err().to_string().contains("length of k is 40, but v has 39"));
+    for (q_len, keys) in [(0, 40), (40, 0), (0, 0)] {
+        let (q, kv) = (zeros([1, 2, q_len, 64]), zeros([1, 1, keys, 64]));
+        let got = prism_attention_rotated(rotate(q, kv.clone()), kv).unwrap();
+        assert_eq!(got.output.dims(), [1, 2, q_len, 64]);
+    }
 }

@@ -1,11 +1,11 @@
 //! Does autodiff work? Untracked tensors keep the kernels, tracked ones get right gradients.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_prism::{
-    AttentionOptions, AttentionShape, PrismConfig, SelectedBlocks, block_sparse_attention,
-    prism_attention,
+    AttentionOptions, AttentionShape, GateUp, LinearOptions, PrismConfig, SelectedBlocks,
+    block_sparse_attention, linear_with, prism_attention, swiglu,
 };
-use tests::{Inputs, Kind, all_devices, grids, random_selection, values};
+use tests::{Inputs, Kind, all_devices, grids, random, random_selection, values};
 
 fn inputs() -> Inputs {
     let kv = [1, 1, 24, 8];
@@ -74,6 +74,85 @@ fn gradients_agree_with_finite_differences() {
                     "{device:?} d{name}[{i}]: {} not {right}",
                     grad[i]
                 );
+            }
+        }
+    }
+}
+
+fn assert_near(what: &str, got: f32, right: f64) {
+    let off = (f64::from(got) - right).abs();
+    assert!(off < 2e-3 * right.abs().max(1.0), "{what}: {got}, not {right}");
+}
+
+/// Gradients of Σ g·(x·W + bias + residual), which are products too.
+#[test]
+fn gradients_of_a_product_are_products() {
+    let (m, k, n) = (70, 16, 24);
+    let fill = |len: usize, seed: u64| random(Kind::Normal, len, DType::F32, seed);
+    let (x, w, g) = (fill(m * k, 1), fill(k * n, 2), fill(m * n, 3));
+    let dot = |len: usize, term: &dyn Fn(usize) -> f32| -> f64 {
+        (0..len).map(|c| f64::from(term(c))).sum()
+    };
+    for device in all_devices() {
+        let device = device.autodiff();
+        let tensor = |values: &[f32], shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
+        };
+        let rows = tensor(&x, [m, k]).require_grad();
+        let weight = tensor(&w, [k, n]).require_grad();
+        let bias = Tensor::<1>::zeros([n], &device).require_grad();
+        let residual = Tensor::<2>::zeros([m, n], &device).require_grad();
+        let options =
+            LinearOptions::default().with_bias(bias.clone()).with_residual(residual.clone());
+        let out = linear_with(rows.clone(), weight.clone(), options).unwrap();
+        let grads = (out * tensor(&g, [m, n])).sum().backward();
+
+        let grad = values(rows.grad(&grads).unwrap());
+        for (i, j) in [(0, 0), (1, 5), (m - 1, k - 1)] {
+            let right = dot(n, &|c| g[i * n + c] * w[j * n + c]);
+            assert_near(&format!("{device:?} dx[{i}, {j}]"), grad[i * k + j], right);
+        }
+        let grad = values(weight.grad(&grads).unwrap());
+        for (i, j) in [(0, 0), (7, 5), (k - 1, n - 1)] {
+            let right = dot(m, &|c| x[c * k + i] * g[c * n + j]);
+            assert_near(&format!("{device:?} dw[{i}, {j}]"), grad[i * n + j], right);
+        }
+        let grad = values(bias.grad(&grads).unwrap());
+        let right = dot(m, &|c| g[c * n + n - 1]);
+        assert_near(&format!("{device:?} dbias"), grad[n - 1], right);
+        assert_eq!(values(residual.grad(&grads).unwrap()), g);
+    }
+}
+
+/// With the same weight as gate and as up the output is a²·σ(a), whose derivative is known.
+#[test]
+fn gradients_of_swiglu_are_right_in_one_weight_and_in_two() {
+    let (m, k, f) = (5, 16, 24);
+    let x = random(Kind::Normal, m * k, DType::F32, 1);
+    let w: Vec<f32> =
+        random(Kind::Normal, k * f, DType::F32, 2).into_iter().map(|w| w / 4.0).collect();
+    let at = |i: usize, c: usize| -> f64 {
+        (0..k).map(|j| f64::from(x[i * k + j]) * f64::from(w[j * f + c])).sum()
+    };
+    let slope = |a: f64| {
+        let s = 1.0 / (1.0 + (-a).exp());
+        2.0 * a * s + a * a * s * (1.0 - s)
+    };
+    for device in all_devices() {
+        let device = device.autodiff();
+        let tensor = |values: &[f32], shape: [usize; 2]| {
+            Tensor::<2>::from_data(TensorData::new(values.to_vec(), shape), &device)
+        };
+        for weights in [
+            GateUp::new(tensor(&w, [k, f]), tensor(&w, [k, f])).unwrap(),
+            GateUp::interleaved(tensor(&w, [k, f]), tensor(&w, [k, f])).unwrap(),
+        ] {
+            let rows = tensor(&x, [m, k]).require_grad();
+            let grads = swiglu(rows.clone(), &weights).unwrap().sum().backward();
+            let grad = values(rows.grad(&grads).unwrap());
+            for (i, j) in [(0, 0), (2, 7), (m - 1, k - 1)] {
+                let right = (0..f).map(|c| slope(at(i, c)) * f64::from(w[j * f + c])).sum();
+                assert_near(&format!("{device:?} dx[{i}, {j}]"), grad[i * k + j], right);
             }
         }
     }

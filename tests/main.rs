@@ -8,5 +8,7 @@ mod docs_match_code;
 mod gradients;
 mod invariants;
 mod kernel_fixtures;
+mod linear;
 mod model_fixtures;
+mod rotated;
 mod smollm2;

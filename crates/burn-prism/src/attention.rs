@@ -95,17 +95,29 @@ pub fn dense_attention(
     let shape = check::inputs(&q, &k, &v)?;
     let grids = check::grids(DENSE_BLOCK, &shape, options.lengths.as_ref())?;
     let scale = resolve_scale(options.scale, shape.head_dim)?;
-    if is_empty(&grids) {
-        return Ok(empty_output(&q, &shape, options));
+    Ok(attend_dense(q, k, v, &shape, AttendParams::new(grids, scale), options))
+}
+
+/// [`dense_attention`] of checked inputs.
+pub(crate) fn attend_dense(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    shape: &AttentionShape,
+    params: AttendParams,
+    options: &AttentionOptions,
+) -> AttentionOutput {
+    if is_empty(&params.grids) {
+        return empty_output(&q, shape, options);
     }
     let (output, lse) = <Dispatch as PrismBackend>::prism_attend_dense(
         q.into_dispatch(),
         k.into_dispatch(),
         v.into_dispatch(),
-        AttendParams::new(grids, scale),
+        params,
     );
     let lse = options.lse.then(|| Tensor::from_dispatch(lse));
-    Ok(AttentionOutput { output: Tensor::from_dispatch(output), lse })
+    AttentionOutput { output: Tensor::from_dispatch(output), lse }
 }
 
 /// Attention over selected blocks: Prism's, or one's own.
@@ -139,18 +151,31 @@ pub fn block_sparse_attention(
     if selected.words.device() != q.device() {
         return Err(PrismError::Device { left: "q", right: "selection" });
     }
-    if is_empty(&grids) {
-        return Ok(empty_output(&q, &shape, options));
+    Ok(attend_selected(q, k, v, selected, &shape, AttendParams::new(grids, scale), options))
+}
+
+/// [`block_sparse_attention`] of checked inputs and a selection made for them.
+pub(crate) fn attend_selected(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    selected: &SelectedBlocks,
+    shape: &AttentionShape,
+    params: AttendParams,
+    options: &AttentionOptions,
+) -> AttentionOutput {
+    if is_empty(&params.grids) {
+        return empty_output(&q, shape, options);
     }
     let (output, lse) = <Dispatch as PrismBackend>::prism_attend(
         q.into_dispatch(),
         k.into_dispatch(),
         v.into_dispatch(),
         selected.words.clone().into_dispatch(),
-        AttendParams::new(grids, scale),
+        params,
     );
     let lse = options.lse.then(|| Tensor::from_dispatch(lse));
-    Ok(AttentionOutput { output: Tensor::from_dispatch(output), lse })
+    AttentionOutput { output: Tensor::from_dispatch(output), lse }
 }
 
 /// Prism attention: selects blocks and attends over them, or attends densely where that is

@@ -20,7 +20,8 @@
 //!
 //! Reading order: [`config`] (settings), [`attention`] (functions on tensors), [`module`] (what
 //! goes into a model), [`cache`] (prompts in chunks), [`plan`] (what will run, before it runs),
-//! [`report`] (what ran), [`ops`] (what a backend supplies).
+//! [`report`] (what ran), [`mod@linear`] and [`mod@swiglu`] (the projections around attention) with
+//! [`mod@plan_linear`], [`rotated`] with [`rotary`] (Q and K before RoPE), [`ops`] (what a backend supplies).
 //!
 //! # Feature flags
 //! - `flex` (default): Burn's pure-Rust CPU backend, with native kernels.
@@ -45,11 +46,16 @@ mod select;
 pub mod attention;
 pub mod cache;
 pub mod config;
+pub mod linear;
 pub mod module;
 pub mod ops;
 pub mod plan;
+pub mod plan_linear;
 pub mod report;
+pub mod rotary;
+pub mod rotated;
 pub mod selected;
+pub mod swiglu;
 
 pub use attention::{
     AttentionOptions, AttentionOutput, PrismOutput, block_sparse_attention, dense_attention,
@@ -57,11 +63,16 @@ pub use attention::{
 };
 pub use cache::PrismCache;
 pub use config::PrismConfig;
+pub use linear::{LinearOptions, linear, linear_with};
 pub use module::PrismAttention;
-pub use plan::{Plan, Refused, plan};
+pub use plan::{Plan, Refused, Step, plan, plan_rotated};
+pub use plan_linear::{LinearKernel, LinearPlan, plan_linear, plan_swiglu};
 pub use prism_core::{
     AttentionShape, BandRule, BlockGrid, BlockSelection, Budget, Calibration, Cost, PrismError,
     Result, Rope, RopeLayout, RopeScaling, Scoring, SelectionRule, SequenceLengths,
 };
 pub use report::{Path, Reason, Report};
+pub use rotary::RotaryTable;
+pub use rotated::{Rotated, prism_attention_rotated, rotate_and_pool};
 pub use selected::SelectedBlocks;
+pub use swiglu::{GateUp, interleave, swiglu};

@@ -12,7 +12,7 @@ use burn::backend::{
 use derive_new::new;
 use prism_core::bands::Bands;
 use prism_core::second_order::SubBlocks;
-use prism_core::{BlockGrid, Calibration, SelectionRule};
+use prism_core::{BlockGrid, Calibration, RopeLayout, SelectionRule};
 
 #[cfg(feature = "fusion")]
 use crate::backends::fusion;
@@ -57,13 +57,36 @@ impl SecondOrderParams {
     }
 }
 
+/// How Q and K are rotated and pooled.
+#[derive(Debug, Clone, new)]
+pub struct RotateParams {
+    /// Block grid of each sequence.
+    pub grids: Vec<BlockGrid>,
+    /// Which dims form a pair.
+    pub layout: RopeLayout,
+    /// Leading dims of a head that turn; even.
+    pub rotary_dim: usize,
+    /// Dims of each band.
+    pub bands: Bands,
+    /// The scale of attention, if Q shall be multiplied by it and by log2 e before it is rounded.
+    pub prescale: Option<f64>,
+}
+
+/// Rotated Q and K, and the means of their blocks, as
+/// [`prism_rotate_and_pool`](PrismBackend::prism_rotate_and_pool) returns them.
+pub type RotatedTensors<B> = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, FloatTensor<B>);
+
 /// How attention is computed.
 #[derive(Debug, Clone, new)]
 pub struct AttendParams {
     /// Block grid of each sequence.
     pub grids: Vec<BlockGrid>,
-    /// Factor on the scores.
+    /// Factor on the scores of Q as it is: ln 2 where it was prescaled.
     pub scale: f64,
+    /// Whether Q was multiplied by the scale and by log2 e, which saves Hopper's kernel an instruction a
+    /// score.
+    #[new(default)]
+    pub prescaled: bool,
 }
 
 /// Prism's operations on backend primitives.
@@ -81,6 +104,23 @@ pub trait PrismBackend: Backend {
     #[fusion(meta = |x, grids, side| fusion::pooled(x, grids, *side))]
     fn prism_pool(x: FloatTensor<Self>, grids: Vec<BlockGrid>, side: Side) -> FloatTensor<Self> {
         fallback::pool::<Self>(x, &grids, side)
+    }
+
+    /// Q `[batch, q_heads, q_len, head_dim]` and K `[batch, kv_heads, kv_len, head_dim]` turned by the
+    /// angles of their positions, each rounded once; 0 outside of their sequences. Then the means that
+    /// [`prism_pool`](Self::prism_pool) finds in both, of Q without the prescale.
+    ///
+    /// `cos` and `sin` are `[positions, rotary_dim / 2]` in f32, for all positions of the grids; of any
+    /// shape where nothing turns.
+    #[fusion(meta = |q, k, _cos, _sin, params| fusion::rotated(q, k, &params.grids))]
+    fn prism_rotate_and_pool(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        params: RotateParams,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        fallback::rotate_and_pool::<Self>(q, k, cos, sin, &params)
     }
 
     /// Selection from pooled Q `[batch, q_heads, rows, head_dim]`, pooled K
@@ -159,5 +199,28 @@ pub trait PrismBackend: Backend {
         params: AttendParams,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         fallback::attend::<Self>(q, k, v, None, &params)
+    }
+
+    /// x·W `[.., N]` of x `[.., K]` and W `[K, N]`, any rank from 2.
+    #[fusion(meta = |x, weight| fusion::product(x, weight.shape[1]))]
+    fn prism_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::linear::<Self>(x, weight)
+    }
+
+    /// [`prism_linear`](Self::prism_linear) plus a residual `[.., N]`.
+    #[fusion(meta = |x, weight, _residual| fusion::product(x, weight.shape[1]))]
+    fn prism_linear_residual(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        fallback::linear_residual::<Self>(x, weight, residual)
+    }
+
+    /// silu(x·gate) · (x·up) `[.., F]` of x `[.., K]` and both weights in one, `[K, 2F]`, their columns
+    /// alternating in groups of [`INTERLEAVE`](crate::swiglu::INTERLEAVE).
+    #[fusion(meta = |x, weight| fusion::product(x, weight.shape[1] / 2))]
+    fn prism_swiglu(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::swiglu::<Self>(x, weight)
     }
 }

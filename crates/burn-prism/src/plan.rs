@@ -5,7 +5,7 @@ use std::fmt;
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device};
 use prism_core::error::Result;
-use prism_core::{AttentionShape, Cost, SequenceLengths};
+use prism_core::{AttentionShape, Cost, Scoring, SequenceLengths};
 use serde::Serialize;
 
 use crate::attention::DENSE_BLOCK;
@@ -45,6 +45,11 @@ impl fmt::Display for Kernel {
 }
 
 impl Kernel {
+    /// Whether it is one of `prism_kernels`.
+    pub(crate) fn is_cube(self) -> bool {
+        matches!(self, Self::CubeUnit | Self::CubePlane | Self::CubeMma | Self::CubeHopper)
+    }
+
     /// Keys from which Prism at mass .95 beats dense attention, where it was measured
     /// (`docs/performance.md`); `None` where it never does.
     pub fn crossover(self) -> Option<usize> {
@@ -72,6 +77,34 @@ impl fmt::Display for Refused {
     }
 }
 
+/// A step of a call, one operation on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The rotary embedding of Q and K.
+    Rotate,
+    /// Means of the blocks of Q and K.
+    Pool,
+    /// Both, reading Q and K once.
+    RotateAndPool,
+    /// Which blocks each row reads.
+    Select,
+    /// Attention.
+    Attend,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rotate => "rotate",
+            Self::Pool => "pool",
+            Self::RotateAndPool => "rotate+pool",
+            Self::Select => "select",
+            Self::Attend => "attend",
+        })
+    }
+}
+
 /// What a call will do and need.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
@@ -79,6 +112,8 @@ pub struct Plan {
     pub path: Path,
     /// Why.
     pub reason: Reason,
+    /// What will be done, in order.
+    pub steps: Vec<Step>,
     /// What will compute, for tensors in plain layout; a view with rows that can't be read 16 bytes
     /// at a time takes the next kernel.
     pub kernel: Kernel,
@@ -134,14 +169,46 @@ pub fn plan(
             cost.pooled_bytes + cost.selection_bytes
         }
     };
+    let steps = match path {
+        Path::Dense => vec![Step::Attend],
+        Path::Sparse => vec![Step::Pool, Step::Select, Step::Attend],
+    };
     Ok(Plan {
         path,
         reason,
+        steps,
         kernel,
         refused,
         bytes: cost.output_bytes + scratch,
         dense_flops: cost.dense_flops,
     })
+}
+
+/// Plans a call of [`rotate_and_pool`](crate::rotate_and_pool) and
+/// [`prism_attention_rotated`](crate::prism_attention_rotated): [`plan`], but Q and K come without their
+/// rotary embedding. [`Step::RotateAndPool`] says that they are read once for both.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_rotated(
+    config: &PrismConfig,
+    shape: &AttentionShape,
+    lengths: Option<&SequenceLengths>,
+    dtype: DType,
+    device: &Device,
+) -> Result<Plan> {
+    let mut plan = plan(config, shape, lengths, dtype, device)?;
+    // Second-order scores are of sub-blocks, which are pooled by themselves.
+    if plan.kernel.is_cube() && config.scoring == Scoring::Bands {
+        plan.steps.retain(|&step| step != Step::Pool);
+        plan.steps.insert(0, Step::RotateAndPool);
+    } else {
+        plan.steps.insert(0, Step::Rotate);
+    }
+    let group = [shape.q_heads * shape.q_len, shape.kv_heads * shape.kv_len];
+    let elements = (shape.batch * group.iter().sum::<usize>() * shape.head_dim) as u64;
+    plan.bytes += elements * dtype.size() as u64;
+    Ok(plan)
 }
 
 /// What computes on `device` for most models: bf16 heads of 128 in blocks of 128, or f32 where that is

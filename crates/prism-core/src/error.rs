@@ -31,6 +31,26 @@ pub enum PrismError {
         /// Its length.
         right_len: usize,
     },
+    /// A tensor of another shape than goes with the others.
+    #[error("{what} must be {expected:?}, got {got:?}")]
+    Shape {
+        /// Which tensor.
+        what: &'static str,
+        /// The shape that goes with the others.
+        expected: Vec<usize>,
+        /// Its shape.
+        got: Vec<usize>,
+    },
+    /// A dimension that must be a multiple of something isn't.
+    #[error("{name} must be a multiple of {multiple}, got {got}")]
+    Multiple {
+        /// Which dimension.
+        name: &'static str,
+        /// What it must be a multiple of.
+        multiple: usize,
+        /// Its length.
+        got: usize,
+    },
     /// Query heads are not a multiple of key/value heads.
     #[error("query heads must be a multiple of kv heads, got {q_heads} query and {kv_heads} kv")]
     HeadGroups {

@@ -21,6 +21,7 @@ pub mod mlp;
 pub mod model_error;
 pub mod names;
 pub mod perplexity;
+mod projection;
 pub mod rope;
 mod rows;
 pub mod safetensors_dir;

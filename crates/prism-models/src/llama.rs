@@ -185,13 +185,15 @@ impl Llama {
             let projected = rows::map(x.iter().zip(&rotations).collect(), |(x, rotation)| {
                 layer.attention.project(layer.input_norm.forward(x.clone()), rotation)
             });
+            let projected = projected.into_iter().collect::<Result<_, _>>()?;
             let timed = trace.is_some();
             let (attended, report, seconds) =
                 layer.attention.attend(join(projected), cache, options, timed)?;
-            x = rows::map(x.into_iter().zip(&runs).collect(), |(x, run)| {
-                let x = x + layer.attention.output(attended.clone().slice_dim(2, run.clone()));
-                x.clone() + layer.mlp.forward(layer.post_norm.forward(x))
+            let added = rows::map(x.into_iter().zip(&runs).collect(), |(x, run)| {
+                let x = layer.attention.output(attended.clone().slice_dim(2, run.clone()), x)?;
+                layer.mlp.forward(layer.post_norm.forward(x.clone()), x)
             });
+            x = added.into_iter().collect::<Result<_, _>>()?;
             if let Some(trace) = &mut trace {
                 trace(LayerTrace { layer: index, report, seconds });
             }

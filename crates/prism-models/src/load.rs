@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_nn::{Linear, RmsNorm};
+use burn_prism::GateUp;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
@@ -50,11 +51,11 @@ impl Llama {
                 linear("self_attn.o_proj", hidden, q)?,
                 d,
             );
-            let mlp = Mlp::new(
-                linear("mlp.gate_proj", config.intermediate_size, hidden)?,
-                linear("mlp.up_proj", config.intermediate_size, hidden)?,
-                linear("mlp.down_proj", hidden, config.intermediate_size)?,
-            );
+            let mut weight =
+                |part: &str| loader.weight(&name(part), config.intermediate_size, hidden);
+            let gate_up = GateUp::new(weight("mlp.gate_proj")?, weight("mlp.up_proj")?)?;
+            let down = loader.linear(&name("mlp.down_proj"), hidden, config.intermediate_size)?;
+            let mlp = Mlp::new(gate_up, down);
             layers.push(DecoderLayer {
                 input_norm: loader.norm(&name("input_layernorm"), hidden, eps)?,
                 attention,
@@ -102,8 +103,12 @@ impl Loader<'_> {
     }
 
     /// Checkpoints hold `[out, in]`, Burn multiplies by `[in, out]`: a transposed view serves.
+    fn weight(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor<2>, LoadError> {
+        Ok(self.tensor(name, [rows, columns])?.transpose())
+    }
+
     fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear, LoadError> {
-        let weight = self.tensor(name, [rows, columns])?.transpose();
+        let weight = self.weight(name, rows, columns)?;
         Ok(Linear { weight: Param::from_tensor(weight), bias: None })
     }
 

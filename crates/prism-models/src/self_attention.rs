@@ -8,6 +8,7 @@ use burn_prism::{
 };
 use prism_core::error::Result;
 
+use crate::projection::project;
 use crate::rope::Rotation;
 
 /// The attention of one decoder layer.
@@ -52,17 +53,21 @@ impl SelfAttention {
 
     /// Rotated queries `[1, q_heads, n, head_dim]`, rotated keys and values
     /// `[1, kv_heads, n, head_dim]` of normed hidden states `[1, n, hidden]`.
-    pub fn project(&self, x: Tensor<3>, rotation: &Rotation) -> [Tensor<4>; 3] {
+    ///
+    /// # Errors
+    /// Another hidden size than the weights'.
+    pub fn project(&self, x: Tensor<3>, rotation: &Rotation) -> Result<[Tensor<4>; 3]> {
         let [batch, n, _] = x.dims();
-        let heads = |y: Tensor<3>| {
+        let heads = |layer: &Linear, x: Tensor<3>| {
+            let y = project(layer, x, None)?;
             let heads = y.dims()[2] / self.head_dim;
-            y.reshape([batch, n, heads, self.head_dim]).swap_dims(1, 2)
+            Ok(y.reshape([batch, n, heads, self.head_dim]).swap_dims(1, 2))
         };
-        [
-            rotation.apply(heads(self.q_proj.forward(x.clone()))),
-            rotation.apply(heads(self.k_proj.forward(x.clone()))),
-            heads(self.v_proj.forward(x)),
-        ]
+        Ok([
+            rotation.apply(heads(&self.q_proj, x.clone())?),
+            rotation.apply(heads(&self.k_proj, x.clone())?),
+            heads(&self.v_proj, x)?,
+        ])
     }
 
     /// Appends K and V to the cache and attends over all it holds: output
@@ -102,9 +107,14 @@ impl SelfAttention {
         Ok((output, report, start.elapsed().as_secs_f64()))
     }
 
-    /// Output `[1, n, hidden]` of attended heads `[1, q_heads, n, head_dim]`.
-    pub fn output(&self, attended: Tensor<4>) -> Tensor<3> {
+    /// Output `[1, n, hidden]` of attended heads `[1, q_heads, n, head_dim]`, plus a residual of its
+    /// shape.
+    ///
+    /// # Errors
+    /// Other heads than the weights'.
+    pub fn output(&self, attended: Tensor<4>, residual: Tensor<3>) -> Result<Tensor<3>> {
         let [batch, heads, n, head_dim] = attended.dims();
-        self.o_proj.forward(attended.swap_dims(1, 2).reshape([batch, n, heads * head_dim]))
+        let x = attended.swap_dims(1, 2).reshape([batch, n, heads * head_dim]);
+        project(&self.o_proj, x, Some(residual))
     }
 }

@@ -9,13 +9,35 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use prism_core::BlockGrid;
 
 use crate::fallback;
-use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
+use crate::ops::{
+    AttendParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
+};
 
 type Tensor<B, C> = FloatTensor<Autodiff<B, C>>;
 
 impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
     fn prism_pool(x: Tensor<B, C>, grids: Vec<BlockGrid>, side: Side) -> Tensor<B, C> {
         untracked::<B, C>(B::prism_pool(x.into_primitive(), grids, side))
+    }
+
+    fn prism_rotate_and_pool(
+        q: Tensor<B, C>,
+        k: Tensor<B, C>,
+        cos: Tensor<B, C>,
+        sin: Tensor<B, C>,
+        params: RotateParams,
+    ) -> RotatedTensors<Self> {
+        if q.is_tracked() || k.is_tracked() {
+            return fallback::rotate_and_pool::<Self>(q, k, cos, sin, &params);
+        }
+        let [q, k, cos, sin] = [q, k, cos, sin].map(|x| x.into_primitive());
+        let (q, k, pooled_q, pooled_k) = B::prism_rotate_and_pool(q, k, cos, sin, params);
+        (
+            untracked::<B, C>(q),
+            untracked::<B, C>(k),
+            untracked::<B, C>(pooled_q),
+            untracked::<B, C>(pooled_k),
+        )
     }
 
     fn prism_select(
@@ -86,6 +108,32 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
         let [q, k, v] = [q, k, v].map(|x| x.into_primitive());
         let (out, lse) = B::prism_attend_dense(q, k, v, params);
         (untracked::<B, C>(out), untracked::<B, C>(lse))
+    }
+
+    fn prism_linear(x: Tensor<B, C>, weight: Tensor<B, C>) -> Tensor<B, C> {
+        if x.is_tracked() || weight.is_tracked() {
+            return fallback::linear::<Self>(x, weight);
+        }
+        untracked::<B, C>(B::prism_linear(x.into_primitive(), weight.into_primitive()))
+    }
+
+    fn prism_linear_residual(
+        x: Tensor<B, C>,
+        weight: Tensor<B, C>,
+        residual: Tensor<B, C>,
+    ) -> Tensor<B, C> {
+        if x.is_tracked() || weight.is_tracked() || residual.is_tracked() {
+            return fallback::linear_residual::<Self>(x, weight, residual);
+        }
+        let [x, weight, residual] = [x, weight, residual].map(|x| x.into_primitive());
+        untracked::<B, C>(B::prism_linear_residual(x, weight, residual))
+    }
+
+    fn prism_swiglu(x: Tensor<B, C>, weight: Tensor<B, C>) -> Tensor<B, C> {
+        if x.is_tracked() || weight.is_tracked() {
+            return fallback::swiglu::<Self>(x, weight);
+        }
+        untracked::<B, C>(B::prism_swiglu(x.into_primitive(), weight.into_primitive()))
     }
 }
 

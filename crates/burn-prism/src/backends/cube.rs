@@ -16,14 +16,18 @@ use prism_kernels::band_mask::{BandMask, MAX_HEAD_DIM};
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{Pooled, energies, pool, pool_one};
+use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::schedule::{count_blocks, schedule};
 use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, Selection, select_blocks, select_by_second_order,
 };
 use prism_kernels::{Capabilities, Element, Operand};
 
+use super::cube_linear;
 use crate::fallback;
-use crate::ops::{AttendParams, PrismBackend, SecondOrderParams, SelectParams, Side};
+use crate::ops::{
+    AttendParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
+};
 use crate::plan::{Kernel, Refused};
 use crate::selected::SelectedBlocks;
 
@@ -62,6 +66,42 @@ impl PrismBackend for CubeBackend {
         let pooled = pool_one(&x.client, &Capabilities::of(&x.client), &operand, &grids, side);
         let [batch, heads, _, dim] = operand.shape;
         output(&x, pooled.means, [batch, heads, pooled.blocks, dim], DType::F32)
+    }
+
+    fn prism_rotate_and_pool(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        params: RotateParams,
+    ) -> RotatedTensors<Self> {
+        let [cos, sin] = [cos, sin].map(contiguous);
+        let rotated = match (operand(&q), operand(&k)) {
+            (Some(queries), Some(keys)) => {
+                let (positions, rotary_dim) = (cos.meta.shape()[0], params.rotary_dim);
+                let handles = (cos.handle.clone(), sin.handle.clone());
+                let table =
+                    RotaryTable::new(handles.0, handles.1, positions, rotary_dim, params.layout);
+                let bands = BandMask::new(&params.bands);
+                let problem = RotateProblem::new(&queries, &keys, &table, &params.grids, &bands);
+                let problem = RotateProblem { prescale: params.prescale, ..problem };
+                rotate_and_pool(&q.client, &Capabilities::of(&q.client), &problem).ok()
+            }
+            _ => None,
+        };
+        let Some(rotated) = rotated else {
+            return fallback::rotate_and_pool::<Self>(q, k, cos, sin, &params);
+        };
+        let means = |like: &CubeTensor, pooled: Pooled| {
+            let [batch, heads, _, dim] = dims(like);
+            output(like, pooled.means, [batch, heads, pooled.blocks, dim], DType::F32)
+        };
+        (
+            output(&q, rotated.q.handle, dims(&q), q.dtype),
+            output(&k, rotated.k.handle, dims(&k), k.dtype),
+            means(&q, rotated.pooled_q),
+            means(&k, rotated.pooled_k),
+        )
     }
 
     fn prism_select(
@@ -165,6 +205,22 @@ impl PrismBackend for CubeBackend {
         }
         attend(q, k, v, None, &params)
     }
+
+    fn prism_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        cube_linear::linear(x, weight)
+    }
+
+    fn prism_linear_residual(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        cube_linear::linear_residual(x, weight, residual)
+    }
+
+    fn prism_swiglu(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        cube_linear::swiglu(x, weight)
+    }
 }
 
 /// Selects from pooled vectors, by the paper's scores; results beside `like`.
@@ -235,6 +291,7 @@ fn attend(
         params.scale,
         true,
     );
+    let problem = AttendProblem { prescaled: params.prescaled, ..problem };
     let rung = AttendRung::best(&capabilities, &problem);
     let attended = attend_on(client, &capabilities, &problem, rung);
     // Asked for above.
@@ -243,7 +300,7 @@ fn attend(
     (output(&q, attended.out, shape, q.dtype), lse)
 }
 
-fn element(dtype: DType) -> Option<Element> {
+pub(super) fn element(dtype: DType) -> Option<Element> {
     match dtype {
         DType::F32 => Some(Element::F32),
         DType::F16 => Some(Element::F16),
@@ -261,14 +318,14 @@ fn operand(x: &CubeTensor) -> Option<Operand> {
 }
 
 /// A new contiguous tensor beside `like`.
-fn output<const D: usize>(
+pub(super) fn output(
     like: &CubeTensor,
     handle: Handle,
-    dims: [usize; D],
+    shape: impl Into<Shape>,
     dtype: DType,
 ) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
-    CubeTensor::new_contiguous(client, device, Shape::new(dims), handle, dtype)
+    CubeTensor::new_contiguous(client, device, shape.into(), handle, dtype)
 }
 
 fn contiguous(x: CubeTensor) -> CubeTensor {

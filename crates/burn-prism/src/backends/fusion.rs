@@ -19,6 +19,15 @@ pub fn pooled(x: &TensorSpec, grids: &[BlockGrid], side: Side) -> TensorSpec {
     spec([x.shape[0], x.shape[1], blocks, x.shape[3]], DType::F32)
 }
 
+/// Of rotated Q and K, and of their block means.
+pub fn rotated(
+    q: &TensorSpec,
+    k: &TensorSpec,
+    grids: &[BlockGrid],
+) -> (TensorSpec, TensorSpec, TensorSpec, TensorSpec) {
+    (q.clone(), k.clone(), pooled(q, grids, Side::Queries), pooled(k, grids, Side::Keys))
+}
+
 /// Of the means and variances of key blocks.
 pub fn moments(x: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) {
     let spec = pooled(x, grids, Side::Keys);
@@ -48,6 +57,15 @@ fn selection(q: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) {
 /// Of attention's output and LSE.
 pub fn attended(q: &TensorSpec) -> (TensorSpec, TensorSpec) {
     (q.clone(), spec([q.shape[0], q.shape[1], q.shape[2]], DType::F32))
+}
+
+/// Of a product of `x` and a weight, with `columns` in place of the last dim of `x`.
+pub fn product(x: &TensorSpec, columns: usize) -> TensorSpec {
+    let mut shape = x.shape.to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = columns;
+    }
+    TensorSpec::new(Shape::from(shape), x.dtype)
 }
 
 fn spec<const D: usize>(dims: [usize; D], dtype: DType) -> TensorSpec {

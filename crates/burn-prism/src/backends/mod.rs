@@ -4,6 +4,8 @@
 mod autodiff;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
 pub(crate) mod cube;
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
+pub(crate) mod cube_linear;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "fusion")]

@@ -5,7 +5,9 @@
 //! computed as one batch; padding is sliced away rather than masked, since it may be NaN.
 
 mod attend;
+mod linear;
 mod pool;
+mod rotate;
 mod rule;
 mod second_order;
 mod select;
@@ -17,7 +19,9 @@ use std::ops::Range;
 use prism_core::BlockGrid;
 
 pub use attend::attend;
+pub use linear::{linear, linear_residual, swiglu};
 pub use pool::{pool, pool_moments};
+pub use rotate::{rotate, rotate_and_pool};
 pub use second_order::select_second_order;
 pub use select::{select, select_blocks};
 

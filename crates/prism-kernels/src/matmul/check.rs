@@ -112,25 +112,11 @@ pub enum MatmulError {
 /// # Errors
 /// What stands in the way.
 pub fn check(capabilities: &Capabilities, problem: &MatmulProblem) -> Result<(), MatmulError> {
-    launch::check(capabilities)?;
     let MatmulProblem { x, w, epilogue } = problem;
-    if x.element == Element::F32 {
-        return Err(MatmulError::Element(x.element));
-    }
     let ([m, k], [inner, n]) = (x.shape, w.shape);
+    check_extents(capabilities, x.element, [m, k, n], matches!(epilogue, Epilogue::SwiGlu))?;
     if k != inner {
         return Err(MatmulError::Inner { x: k, w: inner });
-    }
-    for (extent, got) in [("M", m), ("N", n), ("K", k)] {
-        if got == 0 || got > i32::MAX as usize {
-            return Err(MatmulError::Range { extent, got });
-        }
-    }
-    let columns = if matches!(epilogue, Epilogue::SwiGlu) { 2 * INTERLEAVE } else { STEP };
-    for (extent, multiple, got) in [("K", STEP, k), ("N", columns, n)] {
-        if got % multiple != 0 {
-            return Err(MatmulError::Multiple { extent, multiple, got });
-        }
     }
     check_rows("x", x, x.element)?;
     if w.layout().is_none() {
@@ -141,6 +127,35 @@ pub fn check(capabilities: &Capabilities, problem: &MatmulProblem) -> Result<(),
     if let Epilogue::Residual(residual) = epilogue {
         check_shape("the residual", residual, problem)?;
         check_rows("the residual", residual, x.element)?;
+    }
+    Ok(())
+}
+
+/// [`check()`] of what is known before there are tensors: element type, `[M, K, N]` (N the columns of W),
+/// and whether SwiGLU follows.
+///
+/// # Errors
+/// What stands in the way.
+pub fn check_extents(
+    capabilities: &Capabilities,
+    element: Element,
+    [m, k, n]: [usize; 3],
+    swiglu: bool,
+) -> Result<(), MatmulError> {
+    launch::check(capabilities)?;
+    if element == Element::F32 {
+        return Err(MatmulError::Element(element));
+    }
+    for (extent, got) in [("M", m), ("N", n), ("K", k)] {
+        if got == 0 || got > i32::MAX as usize {
+            return Err(MatmulError::Range { extent, got });
+        }
+    }
+    let columns = if swiglu { 2 * INTERLEAVE } else { STEP };
+    for (extent, multiple, got) in [("K", STEP, k), ("N", columns, n)] {
+        if got % multiple != 0 {
+            return Err(MatmulError::Multiple { extent, multiple, got });
+        }
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ use derive_new::new;
 
 use crate::capabilities::Capabilities;
 
-pub use check::{MatmulError, check};
+pub use check::{MatmulError, check, check_extents};
 pub use interleave::{Half, INTERLEAVE, interleave, interleaved};
 pub use matrix::Matrix;
 
