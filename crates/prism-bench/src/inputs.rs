@@ -16,10 +16,7 @@ pub type Dims = [usize; 6];
 
 /// About normal, of standard deviation 1.15.
 pub fn value(seed: u32, index: usize, element: Element) -> f64 {
-    let mut h = (index as u32).wrapping_mul(0x9e37_79b9) ^ ((index >> 32) as u32) ^ seed;
-    h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);
-    h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
-    h ^= h >> 16;
+    let h = hash(seed, index);
     let sum = (h & 255) + (h >> 8 & 255) + (h >> 16 & 255) + (h >> 24);
     let x = (sum as f32 - 510.0) / 128.0;
     match element {
@@ -27,6 +24,14 @@ pub fn value(seed: u32, index: usize, element: Element) -> f64 {
         Element::F16 => f16::from_f32(x).to_f64(),
         Element::BF16 => bf16::from_f32(x).to_f64(),
     }
+}
+
+/// 32 bits, all alike.
+fn hash(seed: u32, index: usize) -> u32 {
+    let mut h = (index as u32).wrapping_mul(0x9e37_79b9) ^ ((index >> 32) as u32) ^ seed;
+    h = (h ^ (h >> 16)).wrapping_mul(0x85eb_ca6b);
+    h = (h ^ (h >> 13)).wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
 }
 
 /// Elements that the host makes: more would take it long, and not every device has the integers of
@@ -134,9 +139,8 @@ pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> Bloc
         if row < grid.rows() {
             let causal = grid.causal_blocks(row);
             for v in 0..causal {
-                let chance = value(77, line * key_blocks + v, Element::F32) / 8.0 + 0.5;
-                // The sum of four bytes is near normal: its quantile is close enough.
-                if v == 0 || v + 1 == causal || normal_below(chance, density) {
+                let kept = f64::from(hash(77, line * key_blocks + v)) < density * 2f64.powi(32);
+                if v == 0 || v + 1 == causal || kept {
                     words[v / 32] |= 1 << (v % 32);
                 }
             }
@@ -146,13 +150,6 @@ pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> Bloc
         words.chunks(width.max(1)).map(|row| row.iter().map(|w| w.count_ones()).sum()).collect();
     BlockSelection::from_words([grids.len(), heads, rows, key_blocks], words, counts)
         .expect("words of this shape")
-}
-
-/// Whether a value of the hash, scaled to about [0, 1], falls into its lowest `share`.
-fn normal_below(chance: f64, share: f64) -> bool {
-    // Inverse of the logistic approximation of the normal distribution.
-    let z = (chance - 0.5) * 8.0 / 1.15;
-    1.0 / (1.0 + (-1.702 * z).exp()) < share
 }
 
 /// A selection on the device.

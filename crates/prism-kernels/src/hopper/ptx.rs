@@ -57,7 +57,7 @@ pub(crate) fn arrive(barrier: u32) {
 /// `bounded` traps after four seconds instead of hanging.
 #[cube]
 pub(crate) fn wait(barrier: u32, parity: u32, #[comptime] bounded: bool) {
-    let code = comptime!(wait_code(["%0", "%1"], "", bounded));
+    let code = comptime!(wait_code(bounded));
     gpu_asm!(
         "{code}", "// {b} {p}",
         b = in(_) barrier + 0u32, p = in(_) parity & 1u32,
@@ -65,19 +65,16 @@ pub(crate) fn wait(barrier: u32, parity: u32, #[comptime] bounded: bool) {
     );
 }
 
-/// Source of a [`wait`], of these operands; `end`: what follows once the predicate `done` holds.
-pub(crate) fn wait_code([barrier, parity]: [&str; 2], end: &str, bounded: bool) -> String {
-    let poll = format!(
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [{barrier}], {parity};\n@done bra DONE;\n"
-    );
+fn wait_code(bounded: bool) -> String {
+    let poll = "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\n";
     if bounded {
         format!(
             "{{ .reg .pred done; .reg .u64 start, now;\nmov.u64 start, %%globaltimer;\nPOLL: {poll}\
              mov.u64 now, %%globaltimer; sub.u64 now, now, start;\nsetp.gt.u64 done, now, \
-             {PATIENCE};\n@done trap;\nbra POLL;\nDONE: {end} }}"
+             {PATIENCE};\n@done trap;\nbra POLL;\nDONE: }}"
         )
     } else {
-        format!("{{ .reg .pred done;\nPOLL: {poll}bra POLL;\nDONE: {end} }}")
+        format!("{{ .reg .pred done;\nPOLL: {poll}bra POLL;\nDONE: }}")
     }
 }
 

@@ -14,14 +14,20 @@ const ROWS: usize = 4;
 
 /// Rows as [`Halves`] and their [`Scale::inverse`]s.
 pub(super) struct Split {
-    /// `[rows, dim / 4]` vectors of four u32.
+    /// `[heads, dim / 16, keys, 4]` vectors of four u32: what a warp reads at once lies together.
     pub halves: Handle,
     /// `[rows]` f32.
     pub inverses: Handle,
 }
 
-/// Splits `rows` rows of `dim` numbers, a multiple of 4 up to 256.
-pub(super) fn split(client: &Client, numbers: &Handle, rows: usize, dim: usize) -> Split {
+/// Splits rows `[heads, keys]` of `dim` numbers, a multiple of 16 up to 256.
+pub(super) fn split(
+    client: &Client,
+    numbers: &Handle,
+    [heads, keys]: [usize; 2],
+    dim: usize,
+) -> Split {
+    let rows = heads * keys;
     let vectors = rows * dim / 4;
     let split = Split { halves: client.empty(vectors * 16), inverses: client.empty(rows * 4) };
     // SAFETY: warps past the last row do nothing.
@@ -35,6 +41,7 @@ pub(super) fn split(client: &Client, numbers: &Handle, rows: usize, dim: usize) 
             buffer(&split.halves, vectors),
             buffer(&split.inverses, rows),
             rows,
+            keys,
             dim / 4,
         );
     }
@@ -47,6 +54,7 @@ fn split_kernel(
     halves: &mut [Vector<u32, Const<4>>],
     inverses: &mut [f32],
     rows: usize,
+    keys: usize,
     #[comptime] chunks: usize,
 ) {
     let lane = UNIT_POS_X as usize;
@@ -61,7 +69,9 @@ fn split_kernel(
         let scale = scale(plane_max(largest));
         let mut c = lane;
         while c < chunks {
-            halves[row * chunks + c] = halved(numbers[row * chunks + c], scale.factor);
+            let group = row / keys * comptime!(chunks / 4) + c / 4;
+            let place = (group * keys + row % keys) * 4 + c % 4;
+            halves[place] = halved(numbers[row * chunks + c], scale.factor);
             c += 32usize;
         }
         if lane == 0 {

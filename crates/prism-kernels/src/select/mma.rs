@@ -108,8 +108,9 @@ pub(super) fn launch(
     let Some(shape) = layout(capabilities, problem, spans.ragged()) else { return };
     let heads = problem.grids.len() * problem.heads[0];
     let keys = prism_core::selection::extent(problem.grids).1;
-    let k_rows = problem.grids.len() * problem.heads[1] * keys;
-    let Split { halves, inverses } = split(client, problem.k_means, k_rows, shape.dim);
+    let k_heads = problem.grids.len() * problem.heads[1];
+    let k_rows = k_heads * keys;
+    let Split { halves, inverses } = split(client, problem.k_means, [k_heads, keys], shape.dim);
     let [q, k, factors, bits, counts, lengths] = buffers(problem, &spans, selection, WIDE);
     // SAFETY: queries and keys past the last are read as the last, and write nothing.
     unsafe {

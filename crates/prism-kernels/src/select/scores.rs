@@ -58,7 +58,7 @@ pub(super) fn score(
     #[unroll]
     for n in 0..key_tiles {
         let key = (tile.group + n * 8 + lane / 4).min(numbers.key_blocks - 1);
-        lines[n] = (tile.first_key + key) * chunks + lane % 4;
+        lines[n] = tile.first_key * chunks + key * 4 + lane % 4;
     }
     let runs = comptime!(shape.groups());
     #[unroll]
@@ -70,7 +70,7 @@ pub(super) fn score(
             let mut keys = Array::<Vector<u32, Const<4>>>::new(key_tiles);
             #[unroll]
             for n in 0..key_tiles {
-                keys[n] = k_halves[lines[n] + p * 4];
+                keys[n] = k_halves[lines[n] + p * 4 * numbers.key_blocks];
             }
             let at = (lane / 4) * pitch + p * 4 + lane % 4;
             let high = queries[at];

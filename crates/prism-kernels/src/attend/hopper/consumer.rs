@@ -7,7 +7,6 @@ use super::super::softmax::nothing;
 use super::guard::clean_values;
 use super::kernel::Room;
 use super::producer::received;
-use super::registers::Part;
 use super::{HALF, HopperShape};
 use crate::hopper::ptx;
 use crate::hopper::wgmma::{k_major, mn_major, wait_products};
@@ -32,8 +31,8 @@ const ACROSS: u32 = HALF as u32;
 
 /// Begins S = Q Kᵀ.
 #[cube]
-fn score(keys: u64, #[comptime] part: Part, #[comptime] shape: HopperShape) {
-    let code = comptime!(shape.score("%0", part));
+fn score(keys: u64, #[comptime] shape: HopperShape) {
+    let code = comptime!(shape.score("%0"));
     gpu_asm!(
         "{code}", "// {k}", k = in(_) keys,
         options(explicit_mem, reads_address_space shared, writes_address_space shared)
@@ -42,42 +41,10 @@ fn score(keys: u64, #[comptime] part: Part, #[comptime] shape: HopperShape) {
 
 /// Begins O += P V.
 #[cube]
-fn accumulate(values: u64, #[comptime] part: Part, #[comptime] shape: HopperShape) {
-    let code = comptime!(shape.accumulate(part));
+fn accumulate(values: u64, #[comptime] shape: HopperShape) {
+    let code = comptime!(shape.accumulate());
     gpu_asm!(
         "{code}", "// {v}", v = in(_) values,
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
-}
-
-/// Waits, and only then sets `factor`: of scores that are ready the assembler would else take
-/// exponentials before it begins the products that shall run beside them.
-#[cube]
-fn wait_with_factor(barrier: u32, parity: u32, scale: f32, #[comptime] shape: HopperShape) {
-    let code = comptime!(ptx::wait_code(
-        ["%0", "%1"],
-        "selp.f32 factor, %2, 0f00000000, done;",
-        shape.bounded
-    ));
-    gpu_asm!(
-        "{code}", "// {b} {p} {s}",
-        b = in(_) barrier, p = in(_) parity & 1u32, s = in(_) scale,
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
-}
-
-/// Weights of a further tile; `barrier`: of this consumer alone.
-#[cube]
-fn softmax(
-    scale: f32,
-    barrier: u32,
-    keys: u64,
-    #[comptime] part: Part,
-    #[comptime] shape: HopperShape,
-) {
-    let code = comptime!(shape.softmax(part));
-    gpu_asm!(
-        "{code}", "// {s} {b} {k}", s = in(_) scale, b = in(_) barrier, k = in(_) keys,
         options(explicit_mem, reads_address_space shared, writes_address_space shared)
     );
 }
@@ -147,13 +114,7 @@ pub(super) fn consume(
                 // The first tile.
                 ptx::wait(room.full_k + stage * 8, parity, bounded);
                 let mut last = ptx::load(room.last + stage * 4);
-                let keys = k_major(room.k + stage * tile_bytes);
-                if comptime!(shape.halves) {
-                    score(keys, Part::First, shape);
-                    score(keys, Part::Second, shape);
-                } else {
-                    score(keys, Part::Whole, shape);
-                }
+                score(k_major(room.k + stage * tile_bytes), shape);
                 if item.diagonal {
                     ptx::wait(room.full_v + stage * 8, parity, bounded);
                     spoilt = clean_values(
@@ -175,114 +136,49 @@ pub(super) fn consume(
                 }
                 let code = comptime!(shape.first_softmax());
                 gpu_asm!("{code}", "// {s}", s = in(_) scale, options(nomem));
-                let code = comptime!(shape.round_weights(Part::Whole));
+                let code = comptime!(shape.round_weights());
                 gpu_asm!("{code}", options(nomem));
 
-                if comptime!(shape.halves) {
-                    if last == 0u32 {
-                        // The first half of a tile is scored while the second half of the one before
-                        // is weighed. Products end in the order in which they began.
-                        let mut values = mn_major(room.v + stage * tile_bytes, ACROSS);
-                        let mut empty_v = room.empty_v + stage * 8;
-                        ptx::wait(room.full_v + stage * 8, parity, bounded);
-                        accumulate(values + 0u64, Part::First, shape);
-                        stage += 1u32;
-                        if stage == stages {
-                            stage = 0u32;
-                            parity ^= 1u32;
-                        }
-                        let mut keys = k_major(room.k + stage * tile_bytes);
-                        ptx::wait(room.full_k + stage * 8, parity, bounded);
-                        score(keys + 0u64, Part::First, shape);
-                        let mut begun = true;
-                        while begun {
-                            last = ptx::load(room.last + stage * 4);
-                            begun = last == 0u32;
-                            // The first half's scores, begun a softmax ago. The assembler wants nothing
-                            // under way from one turn to the next that is read there.
-                            wait_products(0u32);
-                            score(keys + 0u64, Part::Second, shape);
-                            accumulate(values + 0u64, Part::Second, shape);
-                            // Values are waited for as early as that, since the factor comes with them.
-                            wait_with_factor(room.full_v + stage * 8, parity, scale, shape);
-                            softmax(scale, alone(consumer), keys + 0u64, Part::First, shape);
-                            values = mn_major(room.v + stage * tile_bytes, ACROSS);
-                            accumulate(values + 0u64, Part::First, shape);
-                            let old_keys = keys + 0u64;
-                            let empty_k = room.empty_k + stage * 8;
-                            let next_empty_v = room.empty_v + stage * 8;
-                            if begun {
-                                stage += 1u32;
-                                if stage == stages {
-                                    stage = 0u32;
-                                    parity ^= 1u32;
-                                }
-                                ptx::wait(room.full_k + stage * 8, parity, bounded);
-                            }
-                            keys = k_major(room.k + stage * tile_bytes);
-                            // Of the last tile again, in vain: `wgmma` in a branch would cost more.
-                            score(keys + 0u64, Part::First, shape);
-                            wait_products(2u32);
-                            release(empty_v + 0u32, lane);
-                            empty_v = next_empty_v + 0u32;
-                            softmax(scale, alone(consumer), old_keys, Part::Second, shape);
-                            if begun {
-                                release(empty_k, lane);
-                            }
-                        }
-                        accumulate(values + 0u64, Part::Second, shape);
-                        wait_products(0u32);
-                        release(room.empty_k + stage * 8, lane);
-                    } else {
-                        ptx::wait(room.full_v + stage * 8, parity, bounded);
-                        accumulate(
-                            mn_major(room.v + stage * tile_bytes, ACROSS),
-                            Part::Whole,
-                            shape,
-                        );
-                        wait_products(0u32);
+                // The others: the scores of one are computed before the output of the one before it.
+                while last == 0u32 {
+                    let before = stage + 0u32;
+                    let parity_before = parity + 0u32;
+                    stage += 1u32;
+                    if stage == stages {
+                        stage = 0u32;
+                        parity ^= 1u32;
                     }
-                } else {
-                    // The others: the scores of one are computed before the output of the one before it.
-                    while last == 0u32 {
-                        let before = stage + 0u32;
-                        let parity_before = parity + 0u32;
-                        stage += 1u32;
-                        if stage == stages {
-                            stage = 0u32;
-                            parity ^= 1u32;
-                        }
-                        let keys = k_major(room.k + stage * tile_bytes);
-                        ptx::wait(room.full_k + stage * 8, parity, bounded);
-                        last = ptx::load(room.last + stage * 4);
-                        if comptime!(shape.ping_pong) {
-                            ptx::meet(turn(consumer), CONSUMERS);
-                        }
-                        score(keys, Part::Whole, shape);
-                        ptx::wait(room.full_v + before * 8, parity_before, bounded);
-                        accumulate(
-                            mn_major(room.v + before * tile_bytes, ACROSS),
-                            Part::Whole,
-                            shape,
-                        );
-                        if comptime!(shape.ping_pong) {
-                            ptx::let_go(turn(1u32 - consumer), CONSUMERS);
-                        }
-                        wait_products(1u32);
-                        softmax(scale, alone(consumer), keys, Part::Whole, shape);
-                        // Only now: a tile may have been scored twice.
-                        release(room.empty_k + stage * 8, lane);
-                        wait_products(0u32);
-                        release(room.empty_v + before * 8, lane);
-                        let code = comptime!(shape.rescale());
-                        gpu_asm!("{code}", options(nomem));
-                        let code = comptime!(shape.round_weights(Part::Whole));
-                        gpu_asm!("{code}", options(nomem));
+                    let keys = k_major(room.k + stage * tile_bytes);
+                    ptx::wait(room.full_k + stage * 8, parity, bounded);
+                    last = ptx::load(room.last + stage * 4);
+                    if comptime!(shape.ping_pong) {
+                        ptx::meet(turn(consumer), CONSUMERS);
                     }
-                    ptx::wait(room.full_v + stage * 8, parity, bounded);
-                    accumulate(mn_major(room.v + stage * tile_bytes, ACROSS), Part::Whole, shape);
+                    score(keys, shape);
+                    ptx::wait(room.full_v + before * 8, parity_before, bounded);
+                    accumulate(mn_major(room.v + before * tile_bytes, ACROSS), shape);
+                    if comptime!(shape.ping_pong) {
+                        ptx::let_go(turn(1u32 - consumer), CONSUMERS);
+                    }
+                    wait_products(1u32);
+                    let code = comptime!(shape.softmax());
+                    gpu_asm!(
+                        "{code}", "// {s} {b} {k}",
+                        s = in(_) scale, b = in(_) alone(consumer), k = in(_) keys,
+                        options(explicit_mem, reads_address_space shared, writes_address_space shared)
+                    );
+                    // Only now: a tile may have been scored twice.
+                    release(room.empty_k + stage * 8, lane);
                     wait_products(0u32);
+                    release(room.empty_v + before * 8, lane);
+                    let code = comptime!(shape.rescale());
+                    gpu_asm!("{code}", options(nomem));
+                    let code = comptime!(shape.round_weights());
+                    gpu_asm!("{code}", options(nomem));
                 }
+                ptx::wait(room.full_v + stage * 8, parity, bounded);
+                accumulate(mn_major(room.v + stage * tile_bytes, ACROSS), shape);
+                wait_products(0u32);
                 release(room.empty_v + stage * 8, lane);
                 stage += 1u32;
                 if stage == stages {

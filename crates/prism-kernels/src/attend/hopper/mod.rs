@@ -10,7 +10,6 @@
 //! variable `PRISM_BOUNDED_WAITS` set, waits for copies trap after seconds instead of hanging.
 
 mod consumer;
-mod exp2;
 mod guard;
 mod kernel;
 mod producer;
@@ -49,11 +48,6 @@ pub(super) struct HopperShape {
     stages: usize,
     /// Whether the consumers take turns: one's products run beside the other's softmax.
     ping_pong: bool,
-    /// Whether the tiles of a row, from the second on, are worked at in halves: the products of one half
-    /// run beside the softmax of the other.
-    halves: bool,
-    /// Of 16 weights, those that are computed without `ex2`: [`exp2`].
-    polynomials: usize,
     /// Whether products are scores in log2 units: [`AttendProblem::prescaled`].
     prescaled: bool,
     /// Whether a wait that never ends traps.
@@ -62,13 +56,13 @@ pub(super) struct HopperShape {
 
 impl HopperShape {
     /// Boxes a tile: narrower heads are padded with 0 in shared memory.
-    fn boxes(&self) -> usize {
+    fn halves(&self) -> usize {
         self.dim.div_ceil(HALF_COLUMNS)
     }
 
     /// Bytes of 128 queries, keys or values in shared memory.
     fn tile_bytes(&self) -> usize {
-        self.boxes() * HALF
+        self.halves() * HALF
     }
 
     /// Bytes of shared memory: Q, the rings, and what [`kernel::Room`] keeps behind them.
@@ -86,17 +80,7 @@ impl HopperShape {
             tiles: block / TILE,
         };
         let stages = if dim <= HALF_COLUMNS { 6 } else { 3 };
-        Self {
-            walk,
-            dim,
-            element,
-            stages,
-            ping_pong: true,
-            halves: false,
-            polynomials: 0,
-            prescaled: false,
-            bounded: false,
-        }
+        Self { walk, dim, element, stages, ping_pong: true, prescaled: false, bounded: false }
     }
 }
 
@@ -122,18 +106,6 @@ pub(super) fn check(
     let needs = HopperShape::new(dim, TILE, element).shared_memory();
     let has = capabilities.shared_memory;
     if needs > has { Err(RungError::SharedMemory { needs, has }) } else { Ok(()) }
-}
-
-/// DEVELOPMENT ONLY, to be removed with the choice: `PRISM_HOPPER_VARIANT=ORDER,SHARE` with ORDER one of
-/// turns, free, halves and SHARE the weights of 16 that are computed without `ex2`.
-fn variant(shape: &mut HopperShape) {
-    let narrow = shape.dim <= HALF_COLUMNS;
-    let default = if narrow { "halves,4" } else { "" };
-    let chosen = std::env::var("PRISM_HOPPER_VARIANT").unwrap_or(default.to_string());
-    let Some((order, share)) = chosen.split_once(',') else { return };
-    shape.halves = order == "halves";
-    shape.ping_pong = order == "turns";
-    shape.polynomials = share.parse().unwrap_or(0).min(16);
 }
 
 /// What a problem needs beyond [`check`].
@@ -183,10 +155,9 @@ pub(super) fn launch(
     shape.walk.ordered = problem.order.is_some();
     shape.walk.ragged = spans.ragged();
     shape.walk.lse = problem.lse;
-    // Taking turns pays where softmax weighs as much as the products, or rows are short.
-    shape.ping_pong = dim <= HALF_COLUMNS || problem.selection.is_some();
+    // Taking turns pays where rows are short, unless heads are narrow.
+    shape.ping_pong = dim > HALF_COLUMNS && problem.selection.is_some();
     shape.prescaled = problem.prescaled;
-    variant(&mut shape);
     shape.bounded = bounded_waits();
 
     let lines = batch * heads * prism_core::selection::extent(problem.grids).0;

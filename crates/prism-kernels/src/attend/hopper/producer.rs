@@ -62,7 +62,7 @@ fn copy(
 ) {
     ptx::arrive_expecting(full, comptime!(shape.tile_bytes() as u32));
     #[unroll]
-    for half in 0..comptime!(shape.boxes() as u32) {
+    for half in 0..comptime!(shape.halves() as u32) {
         bulk::copy_box(
             to + half * comptime!(HALF as u32),
             map,

@@ -14,41 +14,12 @@
 //! 0 and products need no factor.
 
 use std::fmt::Write;
-use std::ops::Range;
 
 use super::HopperShape;
 use crate::hopper::wgmma::{list, name};
 
 /// Scores of a thread: 64 rows of 128 keys over 128 threads.
 pub(super) const SCORES: usize = 64;
-
-/// Keys of a tile: 128, or its first or second 64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Part {
-    Whole,
-    First,
-    Second,
-}
-
-impl Part {
-    /// The thread's scores.
-    pub(super) fn scores(self) -> Range<usize> {
-        match self {
-            Self::Whole => 0..SCORES,
-            Self::First => 0..SCORES / 2,
-            Self::Second => SCORES / 2..SCORES,
-        }
-    }
-
-    /// Position of its first key.
-    fn first_key(self) -> usize {
-        2 * self.scores().start
-    }
-
-    fn keys(self) -> usize {
-        2 * self.scores().len()
-    }
-}
 
 /// 3e38 as the offset of rows that have seen no finite score: the first finite one overflows `ex2`,
 /// which moves the reference.
@@ -76,7 +47,7 @@ impl HopperShape {
         let (outs, queries) = (self.outs(), self.dim / 4);
         format!(
             ".reg .f32 out<{outs}>; .reg .f32 score<{SCORES}>; .reg .b32 weight<32>; .reg .b32 \
-             query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>, factor; .reg .pred moved, direct;"
+             query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>; .reg .pred moved, direct;"
         )
     }
 
@@ -109,18 +80,17 @@ impl HopperShape {
     }
 
     /// Begins S = Q Kᵀ. `%0`: descriptor of the keys.
-    pub(super) fn score(&self, keys: &str, part: Part) -> String {
-        let (t, columns) = (name(self.element), part.keys());
+    pub(super) fn score(&self, keys: &str) -> String {
+        let t = name(self.element);
         let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
         for step in 0..self.dim / 16 {
-            // In units of 16 bytes: 16 dims, or from one half of the dims to the other; 8 a key.
-            let at = step % 4 * 2 + step / 4 * (super::HALF / 16) + part.first_key() * 8;
+            // In units of 16 bytes: 16 dims, or from one half of the dims to the other.
+            let at = step % 4 * 2 + step / 4 * (super::HALF / 16);
             let accumulate = usize::from(step > 0);
-            let scores = list("score", part.scores().start, part.scores().len());
-            let queries = list("query", 4 * step, 4);
+            let (scores, queries) = (list("score", 0, SCORES), list("query", 4 * step, 4));
             let _ = writeln!(
                 s,
-                "add.s64 b, {keys}, {at};\nwgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{t}.{t} \
+                "add.s64 b, {keys}, {at};\nwgmma.mma_async.sync.aligned.m64n128k16.f32.{t}.{t} \
                  {{{scores}}}, {{{queries}}}, b, {accumulate}, 1, 1, 0;"
             );
         }
@@ -129,10 +99,10 @@ impl HopperShape {
     }
 
     /// Begins O += P V. `%0`: descriptor of the values.
-    pub(super) fn accumulate(&self, part: Part) -> String {
+    pub(super) fn accumulate(&self) -> String {
         let (t, columns) = (name(self.element), self.columns());
         let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
-        for step in part.first_key() / 16..(part.first_key() + part.keys()) / 16 {
+        for step in 0..8 {
             // 16 keys of 128 bytes, in units of 16.
             let at = step * 128;
             let (outs, weights) = (list("out", 0, self.outs()), list("weight", 4 * step, 4));

@@ -8,14 +8,14 @@
 
 use std::fmt::Write;
 
-use super::registers::{Part, SCORES, UNSEEN, row};
-use super::{HopperShape, exp2};
+use super::HopperShape;
+use super::registers::{SCORES, UNSEEN, row};
 use crate::hopper::wgmma::name;
 use crate::operand::Element;
 
 const MINUS_INFINITY: &str = "0fFF800000";
 
-/// Element number `k` of the thread's 32 in a row; the first half of the keys has the first 16.
+/// Element number `k` of the thread's 32 in a row.
 fn element(row: usize, k: usize) -> usize {
     4 * (k / 2) + 2 * row + k % 2
 }
@@ -76,7 +76,7 @@ impl HopperShape {
     /// Weights of a row's first tile, against its maximum, or 0. `%0`: scale · log2 e, 1 if Q has it.
     pub(super) fn first_softmax(&self) -> String {
         let mut s = String::from("{ .reg .f32 t, m<4>, u<4>;\n");
-        maxima(&mut s, Part::Whole);
+        maxima(&mut s);
         for r in 0..2 {
             let _ = writeln!(
                 s,
@@ -95,8 +95,8 @@ impl HopperShape {
                  @direct mov.f32 offset0, 0f00000000; @direct mov.f32 offset1, 0f00000000;"
             );
         }
-        weigh_again(&mut s, Part::Whole, self.most());
-        add_up(&mut s, Part::Whole);
+        weigh(&mut s, Some(self.most()));
+        add_up(&mut s);
         s.push_str("mov.f32 sum0, u0; mov.f32 sum1, u1; }");
         s
     }
@@ -111,36 +111,30 @@ impl HopperShape {
     ///
     /// The barrier makes the decision the warpgroup's, as `wgmma` needs. It also keeps the assembler
     /// from moving the wait for O, which follows, above the exponentials.
-    /// A half of a tile is rounded at once, since the product that reads the weights before it has ended;
-    /// of a whole tile, [`round_weights`](Self::round_weights) comes after the wait for O. A moved
-    /// reference concerns O at once, too, or in [`rescale`](Self::rescale).
-    pub(super) fn softmax(&self, part: Part) -> String {
+    pub(super) fn softmax(&self) -> String {
         let limit = self.threshold();
-        let whole = part == Part::Whole;
         let mut s = String::from("{ .reg .f32 t, m<4>, u<4>; .reg .pred over;\n");
-        s.push_str(exp2::DECLARE);
         if self.prescaled {
             s.push_str("@!direct bra OFFSET;\n");
-            self.weigh(&mut s, part, false);
-            add_up(&mut s, part);
+            for i in 0..SCORES {
+                let _ = writeln!(s, "ex2.approx.ftz.f32 score{i}, score{i};");
+            }
+            add_up(&mut s);
             s.push_str("bra WEIGHED;\nOFFSET:\n");
         }
-        self.weigh(&mut s, part, true);
-        add_up(&mut s, part);
+        weigh(&mut s, None);
+        add_up(&mut s);
         if self.prescaled {
             s.push_str("WEIGHED:\n");
         }
-        if !whole {
-            s.push_str(&self.round_weights(part));
-        }
         let _ = writeln!(
             s,
-            "\nsetp.gt.f32 over, u0, {limit}; setp.gt.or.f32 over, u1, {limit}, over;\n\
+            "setp.gt.f32 over, u0, {limit}; setp.gt.or.f32 over, u1, {limit}, over;\n\
              bar.red.or.pred moved, %1, 128, over;\n@!moved bra KEPT;"
         );
-        s.push_str(&self.score("%2", part));
+        s.push_str(&self.score("%2"));
         s.push_str("wgmma.wait_group.sync.aligned 0;\n");
-        maxima(&mut s, part);
+        maxima(&mut s);
         for r in 0..2 {
             let _ = writeln!(
                 s,
@@ -149,57 +143,34 @@ impl HopperShape {
                  mov.f32 offset{r}, t;"
             );
         }
-        weigh_again(&mut s, part, self.most());
-        add_up(&mut s, part);
+        weigh(&mut s, Some(self.most()));
+        add_up(&mut s);
         if self.prescaled {
             s.push_str("setp.ne.u32 direct, %1, %1;\n");
         }
-        if !whole {
-            s.push_str(&self.round_weights(part));
-            s.push_str(&self.shrink_outs());
-        }
         s.push_str(
-            "\nfma.rn.f32 sum0, sum0, shrink0, u0; fma.rn.f32 sum1, sum1, shrink1, u1;\nbra DONE;\n\
+            "fma.rn.f32 sum0, sum0, shrink0, u0; fma.rn.f32 sum1, sum1, shrink1, u1;\nbra DONE;\n\
              KEPT: add.f32 sum0, sum0, u0; add.f32 sum1, sum1, u1;\nDONE: }",
         );
         s
     }
 
-    /// 2^(score · scale + offset) in place of the scores, or 2^score without an `offset`; a share of them
-    /// by [`exp2`].
-    fn weigh(&self, s: &mut String, part: Part, offset: bool) {
-        let factor = if part == Part::First { "factor" } else { "%0" };
-        for i in part.scores() {
-            let r = row(i);
-            let _ = if offset {
-                writeln!(s, "fma.rn.f32 t, score{i}, {factor}, offset{r};")
-            } else {
-                writeln!(s, "mov.f32 t, score{i};")
-            };
-            let (n, at) = (self.polynomials, i % 16);
-            if at * n / 16 < (at + 1) * n / 16 {
-                exp2::power(s, &format!("score{i}"), "t");
-            } else {
-                let _ = writeln!(s, "ex2.approx.ftz.f32 score{i}, t;");
-            }
-        }
-    }
-
     /// Brings O to a moved reference. The branch also keeps the assembler from rounding weights
     /// before the wait for O, for which it has no registers.
     pub(super) fn rescale(&self) -> String {
-        format!("{{\n@!moved bra KEPT;\n{}KEPT:\n}}", self.shrink_outs())
-    }
-
-    fn shrink_outs(&self) -> String {
-        (0..self.outs()).map(|i| format!("mul.f32 out{i}, out{i}, shrink{};\n", row(i))).collect()
+        let mut s = String::from("{\n@!moved bra KEPT;\n");
+        for i in 0..self.outs() {
+            let _ = writeln!(s, "mul.f32 out{i}, out{i}, shrink{};", row(i));
+        }
+        s.push_str("KEPT:\n}");
+        s
     }
 
     /// Rounds the weights for the second product.
-    pub(super) fn round_weights(&self, part: Part) -> String {
+    pub(super) fn round_weights(&self) -> String {
         let t = name(self.element);
         let round = |i| format!("cvt.rn.{t}x2.f32 weight{i}, score{}, score{};", 2 * i + 1, 2 * i);
-        part.scores().step_by(2).map(|i| i / 2).map(round).collect::<Vec<_>>().join("\n")
+        (0..SCORES / 2).map(round).collect::<Vec<_>>().join("\n")
     }
 
     /// Sums of whole rows, and their inverses in place of `shrink`: 0 for an empty row. `%0`..`%3`:
@@ -227,9 +198,18 @@ impl HopperShape {
     }
 }
 
-/// `m0`, `m1`: maxima of both rows over the quad that shares them.
-fn maxima(s: &mut String, part: Part) {
-    fold(s, part, "max", "m");
+/// `m0`, `m1`: maxima of both rows over the quad that shares them. Two chains a row.
+fn maxima(s: &mut String) {
+    for k in (2..32).step_by(2) {
+        for r in 0..2 {
+            for chain in 0..2 {
+                let (m, next) = (2 * r + chain, element(r, k + chain));
+                let old =
+                    if k == 2 { format!("score{}", element(r, chain)) } else { format!("m{m}") };
+                let _ = writeln!(s, "max.f32 m{m}, {old}, score{next};");
+            }
+        }
+    }
     s.push_str("max.f32 m0, m0, m1; max.f32 m1, m2, m3;\n");
     for r in 0..2 {
         for apart in [1, 2] {
@@ -241,40 +221,30 @@ fn maxima(s: &mut String, part: Part) {
     }
 }
 
-/// 2^(score · scale + offset) in place of the scores, where the reference was just set: no exponent should
+/// 2^(score · scale + offset) in place of the scores. Where the reference was just set no exponent should
 /// exceed 0 by much, and none exceeds `most`.
-fn weigh_again(s: &mut String, part: Part, most: &str) {
-    for i in part.scores() {
-        let _ = writeln!(
-            s,
-            "fma.rn.f32 t, score{i}, %0, offset{}; min.NaN.f32 t, t, {most}; \
-             ex2.approx.ftz.f32 score{i}, t;",
-            row(i)
-        );
+fn weigh(s: &mut String, most: Option<&str>) {
+    for i in 0..SCORES {
+        let r = row(i);
+        let _ = writeln!(s, "fma.rn.f32 t, score{i}, %0, offset{r};");
+        if let Some(most) = most {
+            let _ = writeln!(s, "min.NaN.f32 t, t, {most};");
+        }
+        let _ = writeln!(s, "ex2.approx.ftz.f32 score{i}, t;");
     }
 }
 
-/// `u0`, `u1`: sums of the weights of both rows.
-fn add_up(s: &mut String, part: Part) {
-    fold(s, part, "add", "u");
-    s.push_str("add.f32 u0, u0, u1; add.f32 u1, u2, u3;\n");
-}
-
-/// Maxima or sums of both rows, two chains a row.
-fn fold(s: &mut String, part: Part, operation: &str, to: &str) {
-    let of_row = part.scores().start / 2..part.scores().end / 2;
-    let first = of_row.start;
-    for k in of_row.skip(2).step_by(2) {
+/// `u0`, `u1`: sums of the weights of both rows. Two chains a row.
+fn add_up(s: &mut String) {
+    for k in (2..32).step_by(2) {
         for r in 0..2 {
             for chain in 0..2 {
-                let (n, next) = (2 * r + chain, element(r, k + chain));
-                let old = if k == first + 2 {
-                    format!("score{}", element(r, first + chain))
-                } else {
-                    format!("{to}{n}")
-                };
-                let _ = writeln!(s, "{operation}.f32 {to}{n}, {old}, score{next};");
+                let (u, next) = (2 * r + chain, element(r, k + chain));
+                let old =
+                    if k == 2 { format!("score{}", element(r, chain)) } else { format!("u{u}") };
+                let _ = writeln!(s, "add.f32 u{u}, {old}, score{next};");
             }
         }
     }
+    s.push_str("add.f32 u0, u0, u1; add.f32 u1, u2, u3;\n");
 }
