@@ -5,7 +5,7 @@
 
 FlashAttention-3 (package fa3-fwd), and cuDNN's and FlashAttention-2's attention in torch: batch 1, 32
 query heads, 8 key and value heads, bf16, random normal inputs, head_dim 128 at every length and 64 at
-32768. A backend that is missing or refuses a shape is skipped and named on stderr and in the file.
+32768 and 131072. A backend that is missing or refuses a shape is skipped and named on stderr and in the file.
 With --matmul, instead: torch.matmul (cuBLAS) of bf16 with the weights [N, K] of a linear layer, in the
 shapes of prism-bench's matmul.rs.
 
@@ -32,6 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 HEADS, KV_HEADS, TILE = 32, 8, 128
+# Lengths at which heads of 64 are timed.
+NARROW = [32768, 131072]
 WINDOW, WINDOWS = 0.35, 3
 BURST, BURST_CALLS, IDLE = 0.015, 10, 0.7
 # M, N, K, as in prism-bench's matmul.rs.
@@ -232,7 +234,7 @@ def main() -> None:
             skip(name, reason(error))
 
     shapes = [(length, 128) for length in args.lengths]
-    shapes += [(32768, 64)] if 32768 in args.lengths else []
+    shapes += [(length, 64) for length in NARROW if length in args.lengths]
     timings = [
         (f"{name}, {length} tokens, head_dim {dim}", partial(measure, name, peer, length, dim))
         for length, dim in shapes

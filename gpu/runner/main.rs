@@ -7,6 +7,7 @@ mod check_repeats;
 mod check_rotate;
 mod check_select;
 
+#[cfg(feature = "whole")]
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +19,9 @@ use prism_bench::matmul::{self, SHAPES, Way};
 use prism_bench::report::Check;
 use prism_bench::{Budget, Gpu, Log, Run, a_million};
 use prism_kernels::Element;
+
+/// What is timed unless asked otherwise.
+const SHAPES_BF16: [&str; 5] = ["32768x128", "131072x128", "8192x128", "32768x64", "131072x64"];
 
 /// All that is done on a GPU machine.
 #[derive(Parser)]
@@ -45,9 +49,11 @@ enum Task {
         runs: Vec<PathBuf>,
     },
     /// Does what `cargo bench --bench kernels` does: every rung beside Burn's attention.
+    #[cfg(feature = "whole")]
     #[command(disable_help_flag = true)]
     Bench(Rest),
     /// Is the program `prism`.
+    #[cfg(feature = "whole")]
     #[command(disable_help_flag = true)]
     Prism(Rest),
 }
@@ -93,18 +99,23 @@ struct TimeArgs {
     /// Densities of sparse attention.
     #[arg(long, value_delimiter = ',', default_value = "0.1")]
     densities: Vec<f64>,
-    /// Longest prompt, in tokens.
-    #[arg(long, default_value_t = 1 << 20)]
-    longest: usize,
+    /// Shapes in bf16, as TOKENSxHEAD_DIM.
+    #[arg(long, value_delimiter = ',', value_parser = shape, default_values = SHAPES_BF16)]
+    shapes: Vec<(usize, usize)>,
+    /// Milliseconds of a window of back-to-back calls.
+    #[arg(long, default_value_t = Budget::default().window)]
+    window: f64,
 }
 
 /// The arguments of another program.
+#[cfg(feature = "whole")]
 #[derive(Args)]
 struct Rest {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }
 
+#[cfg(feature = "whole")]
 impl Rest {
     fn named(self, name: &str) -> Vec<OsString> {
         std::iter::once(name.into()).chain(self.args).collect()
@@ -113,7 +124,9 @@ impl Rest {
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
+        #[cfg(feature = "whole")]
         Task::Prism(rest) => return prism_cli::run(rest.named("prism")),
+        #[cfg(feature = "whole")]
         Task::Bench(rest) => benches::run(rest.named("bench")),
         Task::Check(args) => check(&args),
         Task::Time(args) => time(args),
@@ -144,13 +157,19 @@ fn check(args: &CheckArgs) -> Result<()> {
     Ok(())
 }
 
+/// Tokens and head_dim of `TOKENSxHEAD_DIM`.
+fn shape(text: &str) -> Result<(usize, usize)> {
+    let parts = text.split_once('x').with_context(|| format!("{text:?} isn't TOKENSxHEAD_DIM"))?;
+    let number = |text: &str| text.parse().with_context(|| format!("{text:?} is no number"));
+    Ok((number(parts.0)?, number(parts.1)?))
+}
+
 fn time(args: TimeArgs) -> Result<()> {
-    let TimeArgs { seconds, out, million, only, rungs, densities, longest } = args;
-    let bf16 = |(k, dim): (usize, usize)| Shape::new(32, 8, k * 1024, dim, Element::BF16);
-    let mut shapes = [(32, 128), (128, 128), (8, 128), (32, 64)].map(bf16).to_vec();
+    let TimeArgs { seconds, out, million, only, rungs, densities, shapes, window } = args;
+    let bf16 = |&(len, dim): &(usize, usize)| Shape::new(32, 8, len, dim, Element::BF16);
+    let mut shapes: Vec<Shape> = shapes.iter().map(bf16).collect();
     shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
-    shapes.retain(|shape| shape.len <= longest);
-    let budget = Budget { seconds, only, rungs, ..Budget::default() };
+    let budget = Budget { seconds, only, rungs, window, ..Budget::default() };
     measure(&out, |gpu, log| {
         attention::time(gpu, &shapes, &densities, &budget, &[], log)?;
         if million { a_million(gpu, log) } else { Ok(()) }

@@ -108,7 +108,9 @@ fn build(options: &Options, folder: &Path) -> Result<()> {
     let programs: Vec<_> = PROGRAMS.iter().filter(|(name, ..)| asked(name)).collect();
     for (_, package, target) in &programs {
         command.args(["--package", package]).args(target);
+        let whole = (*package == "gpu").then(|| "gpu/whole".to_string());
         let features = options.features.split(',').map(|feature| format!("{package}/{feature}"));
+        let features = features.chain(whole);
         command.args(["--features", &features.collect::<Vec<_>>().join(",")]);
     }
     eprintln!("$ {command:?}");
