@@ -65,7 +65,8 @@ pub(super) fn heaviest_by_digits<S: Size>(
                     shape,
                 );
                 let reached = bin.past > 0u32;
-                let heaviest = upper.extract(z) - (bin.past.max(1u32) - 1u32 << shift.extract(z));
+                let past = bin.past.max(1u32) - 1u32;
+                let heaviest = upper.extract(z) - (past << shift.extract(z));
                 let width = 1u32 << shift.extract(z);
                 let lightest = (heaviest - width.min(heaviest)).max(lower.extract(z));
                 // Weightless blocks never reach a target: all of them stay.
