@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+#[allow(unused_imports)] // Of use to builds with a backend that has kernels.
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device};
 use prism_core::error::Result;

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device};
 use prism_core::error::{PrismError, Result};
 use serde::Serialize;
@@ -118,7 +117,7 @@ pub(crate) fn check_kernel(
     let _ = (shape, swiglu, dtype);
     match device.clone().inner().as_dispatch() {
         #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
-        DispatchDevice::Cube(device) => {
+        burn::backend::DispatchDevice::Cube(device) => {
             crate::backends::cube_linear::check(device, dtype, shape, swiglu)
         }
         #[allow(unreachable_patterns)] // Where there are no others.
