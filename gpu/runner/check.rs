@@ -5,7 +5,8 @@ use prism_bench::inputs::Dims;
 use prism_bench::report::Run;
 use prism_kernels::Element;
 
-use crate::check_attention::{ELEMENTS, attention, bad_values, far_strides, pooling};
+use crate::check_attention::{ELEMENTS, attention, bad_values, far_strides};
+use crate::check_pool::pooling;
 use crate::{check_matmul, check_repeats, check_rotate, check_select};
 
 /// A piece of the catalogue, ready to be checked.

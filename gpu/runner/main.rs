@@ -3,6 +3,7 @@
 mod check;
 mod check_attention;
 mod check_matmul;
+mod check_pool;
 mod check_repeats;
 mod check_rotate;
 mod check_select;
