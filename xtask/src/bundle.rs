@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use crate::{apt, cargo, llvm, model, python, root, run};
 
-/// A window as large as the whole: programs that link the same libraries share them, unless a filter for
-/// machine code rewrites their calls. Higher presets gain nothing.
+/// The largest archive made, in bytes: what is carried to a machine is limited.
+const LIMIT: u64 = 40_000_000;
 const COMPRESS: &str = "xz --threads=1 --lzma2=preset=6,dict=256MiB";
 const PEERS: [&str; 1] = ["fa3-fwd==0.0.3"];
 
@@ -150,8 +150,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Packs all of `folder`; an archive over the limit is removed again.
 fn pack(folder: &Path, archive: &Path) -> Result<()> {
     apt::install(&["xz-utils"], "packing needs xz")?;
-    // A window as large as the whole, so that programs that link the same libraries share them: addresses
-    // of calls, which the filter makes absolute, are not among what they share, but repeat within each.
+    // A window as large as the whole: programs that link the same libraries share them, unless a filter
+    // for machine code rewrites their calls.
     run(Command::new("tar")
         .args(["--use-compress-program", COMPRESS])
         .arg("--create")
