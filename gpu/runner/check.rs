@@ -1,7 +1,8 @@
 //! The catalogue of checks, as tasks that processes share out.
 
+use cubecl::server::Handle;
 use prism_bench::Gpu;
-use prism_bench::inputs::Dims;
+use prism_bench::inputs::{Dims, read};
 use prism_bench::report::Run;
 use prism_kernels::Element;
 
@@ -14,6 +15,11 @@ pub type Task<'a> = Box<dyn Fn(&mut Run) + 'a>;
 
 /// Shape, block and the (query, key) lengths of each sequence.
 type AttentionCase = (Dims, usize, Option<Vec<(usize, usize)>>);
+
+/// Values of a device buffer. A kernel that fails leaves nothing to check: the process ends.
+pub fn values(gpu: &Gpu, handle: &Handle, element: Element) -> Vec<f32> {
+    read(gpu, handle, element).expect("the kernels ran")
+}
 
 /// Checks this shard's part of the catalogue: small shapes only, or only the matrix product, if so asked.
 pub fn check(gpu: &Gpu, small: bool, matmul: bool, (shard, shards): (usize, usize), run: &mut Run) {

@@ -9,9 +9,10 @@ use prism_kernels::schedule::schedule;
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
+use crate::check::values;
 use prism_bench::Gpu;
 use prism_bench::inputs::{
-    Dims, exact, poisoned, random_selection, read, tensor, upload, upload_values, value,
+    Dims, exact, poisoned, random_selection, tensor, upload, upload_values, value,
 };
 
 pub(super) const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::BF16];
@@ -55,7 +56,7 @@ pub(super) fn attention(
         Operand { shape: [batch, kv_heads, kv_len, dim], ..cache }
     };
     let (k, v) = (view(2), view(3));
-    let host = random_selection(&grids, q_heads, 0.3);
+    let host = random_selection(&grids, q_heads, 0.3).expect("a selection");
     let selection = upload(gpu, &host);
     let heads = [batch, q_heads, kv_heads];
     let order = schedule(&gpu.client, &gpu.capabilities, &selection, heads, extent(&grids).1);
@@ -82,8 +83,8 @@ pub(super) fn attention(
                 lse: Some(poisoned(gpu, lines, Element::F32)),
             };
             attend_into(&gpu.client, &gpu.capabilities, &problem, &attended, rung);
-            let out = read(gpu, &attended.out, element);
-            let lse = read(gpu, attended.lse.as_ref().expect("asked for"), Element::F32);
+            let out = values(gpu, &attended.out, element);
+            let lse = values(gpu, attended.lse.as_ref().expect("asked for"), Element::F32);
             let detail = compare(&rows, &want, &out, &lse, dims, element, sharpness);
             let name = format!(
                 "attend {rung} {element:?} {dims:?} block {block} sharpness {sharpness} {} {} {}",
@@ -136,8 +137,8 @@ pub(super) fn bad_values(gpu: &Gpu, run: &mut Run) {
                     };
                     rung.check(&gpu.capabilities, &problem).ok()?;
                     attend_into(&gpu.client, &gpu.capabilities, &problem, &attended, rung);
-                    let lse = attended.lse.as_ref().map(|lse| read(gpu, lse, Element::F32));
-                    Some((read(gpu, &attended.out, element), lse))
+                    let lse = attended.lse.as_ref().map(|lse| values(gpu, lse, Element::F32));
+                    Some((values(gpu, &attended.out, element), lse))
                 });
                 let [Some((clean, clean_lse)), Some((out, lse))] = results else { continue };
                 let wrong = (0..out.len()).find(|&i| {
@@ -271,7 +272,7 @@ pub(super) fn far_strides(gpu: &Gpu, run: &mut Run) {
             let attended = Attended { out: poisoned(gpu, 2 * len * dim, element), lse: None };
             rung.check(capabilities, &problem).ok()?;
             attend_into(client, capabilities, &problem, &attended, rung);
-            Some(read(gpu, &attended.out, element))
+            Some(values(gpu, &attended.out, element))
         };
         let (near, far) = (run_on(&near), run_on(&k));
         let equal = near == far && near.is_some_and(|x| x.iter().all(|x| x.is_finite()));

@@ -3,13 +3,13 @@
 
 use half::{bf16, f16};
 use prism_bench::Gpu;
-use prism_bench::inputs::{poisoned, read, upload_values, value};
+use prism_bench::inputs::{poisoned, upload_values, value};
 use prism_bench::report::Run;
 use prism_kernels::matmul::{Epilogue, MatmulError, MatmulProblem, interleave, matmul_into};
 use prism_kernels::{Element, Matrix};
 use rayon::prelude::*;
 
-use crate::check::Task;
+use crate::check::{Task, values};
 use crate::check_attention::push;
 
 /// M, N, K.
@@ -176,7 +176,7 @@ fn product(gpu: &Gpu, case: Case, run: &mut Run) {
         Err(MatmulError::NoHopper) => return,
         Err(error) => return push(run, name, Err(error.to_string())),
     }
-    let got = read(gpu, &out.handle, element);
+    let got = values(gpu, &out.handle, element);
 
     let all = m * n * k < 1 << 28;
     let (rows, wanted) = (sampled(m, all), sampled(columns, all));

@@ -1,7 +1,7 @@
 //! Pooling against the definition, and factors that are numbers.
 
 use prism_bench::Gpu;
-use prism_bench::inputs::{Dims, read, tensor, value};
+use prism_bench::inputs::{Dims, tensor, value};
 use prism_bench::report::Run;
 use prism_core::bands::{BandRule, Bands};
 use prism_core::{Calibration, Rope, Side, oracle};
@@ -10,6 +10,7 @@ use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::pool::{pool, pool_one};
 
+use crate::check::values;
 use crate::check_attention::{ELEMENTS, grids, push};
 
 /// Block means of every element type, and the factors of each calibration.
@@ -45,7 +46,7 @@ pub(super) fn pooling(gpu: &Gpu, run: &mut Run) {
             for (name, got, want) in
                 [("q", &pooled_q, &want_q), ("k", &pooled_k, &want_k), ("k alone", &alone, &want_k)]
             {
-                let got = read(gpu, &got.means, Element::F32);
+                let got = values(gpu, &got.means, Element::F32);
                 let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 let what = format!("pool {name} {element:?} {dims:?}");
                 let detail = format!("largest error {worst:.1e}");
@@ -64,7 +65,7 @@ pub(super) fn pooling(gpu: &Gpu, run: &mut Run) {
                     &mask,
                     mode,
                 );
-                let finite = read(gpu, &factors, Element::F32).iter().all(|x| x.is_finite());
+                let finite = values(gpu, &factors, Element::F32).iter().all(|x| x.is_finite());
                 let what = format!("calibrate {mode:?} {element:?} {dims:?}");
                 push(run, what, if finite { Ok(String::new()) } else { Err("not finite".into()) });
             }

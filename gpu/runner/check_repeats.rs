@@ -52,7 +52,7 @@ fn attention(gpu: &Gpu, dim: usize, run: &mut Run) {
     let input = |seed, heads| tensor(gpu, seed, [1, heads, len, dim], ELEMENT);
     let (q, k, v) = (input(1, q_heads), input(2, kv_heads), input(3, kv_heads));
     let grids = [BlockGrid::new(128, len, len).expect("a grid")];
-    let selection = upload(gpu, &random_selection(&grids, q_heads, 0.3));
+    let selection = upload(gpu, &random_selection(&grids, q_heads, 0.3).expect("a selection"));
     let (heads, blocks) = ([1, q_heads, kv_heads], extent(&grids).1);
     let order = schedule(&gpu.client, &gpu.capabilities, &selection, heads, blocks);
     let scale = 1.0 / (dim as f64).sqrt();

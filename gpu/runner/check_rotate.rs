@@ -1,7 +1,7 @@
 //! Rotation of Q and K against the definition in f64, and what is pooled beside it against `pool`.
 
 use prism_bench::Gpu;
-use prism_bench::inputs::{Dims, poisoned, read, tensor, value};
+use prism_bench::inputs::{Dims, poisoned, tensor, value};
 use prism_bench::report::Run;
 use prism_core::bands::{BandRule, Bands};
 use prism_core::{Rope, RopeLayout};
@@ -11,6 +11,7 @@ use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
+use super::check::values;
 use super::check_attention::{grids, push};
 
 /// What a scale does to Q; a power of two, so that it rounds nothing.
@@ -69,7 +70,7 @@ fn rotated(
     let want_q = turned(1, q.shape, element, &rope, query)?;
     let want_k = turned(2, k.shape, element, &rope, key)?;
     let [got_q, got_scaled, got_k] =
-        [&plain.q, &scaled.q, &plain.k].map(|x| read(gpu, &x.handle, element));
+        [&plain.q, &scaled.q, &plain.k].map(|x| values(gpu, &x.handle, element));
     let limit = match element {
         Element::F32 => 2e-6,
         Element::F16 => 6e-4,
@@ -96,7 +97,7 @@ fn rotated(
 
     let (pooled_q, pooled_k) = pool(client, capabilities, &plain.q, &plain.k, &grids, &mask);
     let numbers = |pooled: &Pooled| {
-        [&pooled.means, &pooled.energy].map(|handle| read(gpu, handle, Element::F32))
+        [&pooled.means, &pooled.energy].map(|handle| values(gpu, handle, Element::F32))
     };
     let same = |name: &str, got: &Pooled, want: &Pooled| {
         let off = |(got, want): (&f32, &f32)| {
@@ -125,7 +126,7 @@ fn rotated(
         let cache = Operand { shape: k.shape, ..whole };
         let problem = RotateProblem::new(&q, &k, &table, &grids, &mask);
         let cached = run(&RotateProblem { cache: Some(&cache), ..problem })?;
-        let held = read(gpu, &cached.k.handle, element);
+        let held = values(gpu, &cached.k.handle, element);
         for (line, want) in got_k.chunks_exact(kv_len * dim).enumerate() {
             let (got, rest) = held[line * room * dim..][..room * dim].split_at(kv_len * dim);
             if got != want || !rest.iter().all(|x| x.is_nan()) {

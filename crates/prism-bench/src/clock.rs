@@ -65,7 +65,8 @@ impl Budget {
         Ok(())
     }
 
-    fn asks(&self, what: &str, rung: &str) -> bool {
+    /// Whether a step is to be timed on a rung.
+    pub(crate) fn asks(&self, what: &str, rung: &str) -> bool {
         let among = |list: &[String], name| list.is_empty() || list.iter().any(|one| one == name);
         among(&self.only, what) && among(&self.rungs, rung)
     }

@@ -1,6 +1,7 @@
 //! Inputs made on the device from a hash of the index, so that the host can tell any element of a
 //! tensor of any size without holding it.
 
+use anyhow::Result;
 use cubecl::prelude::*;
 use half::{bf16, f16};
 use prism_core::selection::extent;
@@ -111,17 +112,17 @@ pub fn upload_values(gpu: &Gpu, values: &[f32], shape: [usize; 4], element: Elem
 
 /// Values of a device buffer.
 ///
-/// # Panics
-/// Where a kernel launched before failed.
-pub fn read(gpu: &Gpu, handle: &cubecl::server::Handle, element: Element) -> Vec<f32> {
-    let bytes = gpu.client.read_one(handle.clone()).expect("the kernels ran");
-    match element {
+/// # Errors
+/// A kernel launched before failed.
+pub fn read(gpu: &Gpu, handle: &cubecl::server::Handle, element: Element) -> Result<Vec<f32>> {
+    let bytes = gpu.client.read_one(handle.clone())?;
+    Ok(match element {
         Element::F32 => bytemuck::cast_slice(&bytes).to_vec(),
         Element::F16 => bytemuck::cast_slice::<_, f16>(&bytes).iter().map(|x| x.to_f32()).collect(),
         Element::BF16 => {
             bytemuck::cast_slice::<_, bf16>(&bytes).iter().map(|x| x.to_f32()).collect()
         }
-    }
+    })
 }
 
 /// A buffer full of NaN, to tell what a kernel leaves unwritten.
@@ -130,7 +131,10 @@ pub fn poisoned(gpu: &Gpu, len: usize, element: Element) -> cubecl::server::Hand
 }
 
 /// Every causal block with probability `density`, the first and the diagonal always.
-pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> BlockSelection {
+///
+/// # Errors
+/// More heads or blocks than a selection has words for.
+pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> Result<BlockSelection> {
     let (rows, key_blocks) = extent(grids);
     let width = key_blocks.div_ceil(32);
     let mut words = vec![0u32; grids.len() * heads * rows * width];
@@ -148,8 +152,7 @@ pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> Bloc
     });
     let counts =
         words.chunks(width.max(1)).map(|row| row.iter().map(|w| w.count_ones()).sum()).collect();
-    BlockSelection::from_words([grids.len(), heads, rows, key_blocks], words, counts)
-        .expect("words of this shape")
+    Ok(BlockSelection::from_words([grids.len(), heads, rows, key_blocks], words, counts)?)
 }
 
 /// A selection on the device.

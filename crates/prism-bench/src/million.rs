@@ -82,9 +82,9 @@ pub fn a_million(gpu: &Gpu, log: &mut Log) -> Result<()> {
     host.validate(&grids, q_heads)?;
     // Rows of the selection against the rule, from the means that the device made.
     let (q_means, k_means, factors) = (
-        read(gpu, &pooled.0.means, Element::F32),
-        read(gpu, &pooled.1.means, Element::F32),
-        read(gpu, &factors, Element::F32),
+        read(gpu, &pooled.0.means, Element::F32)?,
+        read(gpu, &pooled.1.means, Element::F32)?,
+        read(gpu, &factors, Element::F32)?,
     );
     let mut differing = 0;
     let sampled = [(0, 5), (1, 1000), (3, 4096), (5, 8000), (7, 8190)];

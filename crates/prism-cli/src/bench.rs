@@ -138,12 +138,15 @@ mod on_devices {
             run.write(out)?;
         }
         if args.json {
-            return output::json(&Report { wholes: run.wholes(), run: &run });
+            output::json(&Report { wholes: run.wholes(), run: &run })?;
+        } else {
+            print(&run);
+            if let Some(out) = &args.out {
+                println!("run.json, table.md, records.csv and plots are in {}", out.display());
+            }
         }
-        print(&run);
-        if let Some(out) = &args.out {
-            println!("run.json, table.md, records.csv and plots are in {}", out.display());
-        }
+        let failed = run.checks.iter().filter(|check| !check.passed).count();
+        ensure!(failed == 0, "{failed} of {} checks failed", run.checks.len());
         Ok(())
     }
 

@@ -219,9 +219,5 @@ impl<T: Element> WithSimd for Schedule<'_, '_, '_, T> {
 }
 
 #[cfg(test)]
-#[path = "attend_cases.rs"]
-mod cases;
-
-#[cfg(test)]
-#[path = "attend_tests.rs"]
+#[path = "attend_tests/mod.rs"]
 mod tests;

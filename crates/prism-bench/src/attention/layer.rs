@@ -174,7 +174,8 @@ impl<'a> Layer<'a> {
         let prescaled_q = scaled_tensor(self.gpu, 1, self.q.shape, element, factor);
         let (in_order, key_blocks) = ([1, q_heads, kv_heads], extent(grids).1);
         for density in std::iter::once(1.0).chain(densities.iter().copied().filter(|&d| d < 1.0)) {
-            let host = (density < 1.0).then(|| random_selection(grids, q_heads, density));
+            let sparse = (density < 1.0).then(|| random_selection(grids, q_heads, density));
+            let host = sparse.transpose()?;
             let selection = host.as_ref().map(|host| upload(self.gpu, host));
             let ordered = |s| schedule(client, capabilities, s, in_order, key_blocks);
             let order = selection.as_ref().map(ordered);
@@ -191,7 +192,8 @@ impl<'a> Layer<'a> {
                 false,
             );
             for rung in AttendRung::LADDER {
-                if rung.check(capabilities, &problem).is_err() {
+                if let Err(reason) = rung.check(capabilities, &problem) {
+                    session.refused.insert(rung.to_string(), reason.to_string());
                     continue;
                 }
                 // Queries that carry the scale spare this rung an operation a score.

@@ -2,7 +2,7 @@
 
 mod layer;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use anyhow::{Result, ensure};
 use derive_new::new;
@@ -151,8 +151,10 @@ pub fn time(
     shapes.iter().try_for_each(|shape| shape.check(gpu))?;
     let mut session = Session {
         clock: Clock::new(gpu, budget),
-        slowest: budget.slowest,
+        budget,
         seen: HashMap::new(),
+        refused: BTreeMap::new(),
+        left: BTreeSet::new(),
         log,
     };
     for shape in shapes {
@@ -168,6 +170,7 @@ pub fn time(
             match (peer.prepare)(shape) {
                 Err(reason) => {
                     let what = format!("skipped: {}, {} tokens: {reason}", peer.name, shape.len);
+                    session.refused.insert(peer.name.into(), reason.to_string());
                     session.log.note(what)?;
                 }
                 Ok(call) => {
@@ -179,21 +182,25 @@ pub fn time(
             }
         }
     }
-    Ok(())
+    session.tell()
 }
 
 /// The clock, what it showed so far, and where that goes.
 struct Session<'a, 'l, 'r> {
     clock: Clock<'a>,
-    /// Milliseconds of a call from which on longer prompts are left out.
-    slowest: f64,
+    budget: &'a Budget,
     /// The longest prompt, and the milliseconds it took, by step, rung and head_dim.
     seen: HashMap<(String, String, usize), (usize, f64)>,
+    /// Rungs that can't run, and why.
+    refused: BTreeMap<String, String>,
+    /// What was asked for and had no time.
+    left: BTreeSet<String>,
     log: &'l mut Log<'r>,
 }
 
 impl Session<'_, '_, '_> {
-    /// The time of a call; `None` also where a shorter prompt says that it would take too long.
+    /// The time of a call; `None` where nobody asked, time is up, or a shorter prompt says that it would
+    /// take too long.
     fn time(
         &mut self,
         shape: &Shape,
@@ -203,9 +210,13 @@ impl Session<'_, '_, '_> {
     ) -> Result<Option<Time>> {
         let key = (what.to_string(), rung.to_string(), shape.dim);
         let slow = self.seen.get(&key).is_some_and(|&(len, ms)| {
-            shape.len > len && ms * (shape.len as f64 / len as f64).powi(2) > self.slowest
+            shape.len > len && ms * (shape.len as f64 / len as f64).powi(2) > self.budget.slowest
         });
-        if slow {
+        if !self.budget.asks(what, rung) {
+            return Ok(None);
+        }
+        if slow || self.clock.over() {
+            self.left.insert(format!("{what} by {rung} at {} tokens", shape.len));
             return Ok(None);
         }
         let call = || {
@@ -217,5 +228,26 @@ impl Session<'_, '_, '_> {
             self.seen.insert(key, (shape.len, time.sustained));
         }
         Ok(time)
+    }
+
+    /// Notes what was left out, and what was asked for by name and never ran.
+    fn tell(self) -> Result<()> {
+        if !self.left.is_empty() {
+            let left: Vec<String> = self.left.into_iter().collect();
+            self.log.note(format!("skipped, for want of time: {}", left.join(", ")))?;
+        }
+        for rung in &self.budget.rungs {
+            if !self.seen.keys().any(|(_, one, _)| one == rung) {
+                let kind = rung.trim_end_matches(" pre-scaled");
+                let why = self.refused.get(kind).map(|why| format!(": {why}")).unwrap_or_default();
+                self.log.note(format!("nothing was timed by {rung}{why}"))?;
+            }
+        }
+        for step in &self.budget.only {
+            if !self.seen.keys().any(|(one, _, _)| one == step) {
+                self.log.note(format!("{step} was not timed"))?;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,8 +1,10 @@
 //! Attention against plain f64 loops.
 
+mod cases;
+
 use half::{bf16, f16};
 
-use super::cases::Case;
+use self::cases::Case;
 use super::*;
 
 const LIMIT: f64 = 2e-6;

@@ -1,6 +1,6 @@
 //! Random attention problems and what plain f64 loops make of them.
 
-use super::*;
+use super::super::*;
 
 /// A small generator of reproducible numbers.
 struct Random(u64);
