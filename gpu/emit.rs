@@ -15,7 +15,7 @@ use prism_kernels::matmul::{Epilogue, MatmulProblem, interleave, matmul};
 use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
 use prism_kernels::pool::{pool, pool_one};
-use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
+use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate, rotate_and_pool};
 use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
     select_by_second_order,
@@ -123,10 +123,13 @@ fn kernels(
         let problem = RotateProblem::new(&q, &k, &table, &grids, &mask);
         let cached = RotateProblem { prescale: Some(0.1), cache: Some(&v), ..problem.clone() };
         // New keys are as many as queries: the whole prompt.
-        for (problem, kind) in [(problem, ""), (cached, "_into_cache")] {
+        for (problem, kind) in [(&problem, ""), (&cached, "_into_cache"), (&problem, "_alone")] {
             let mut result = Ok(());
             let recorded = sources(|| {
-                result = rotate_and_pool(client, &capabilities, &problem).map(drop);
+                result = match kind {
+                    "_alone" => rotate(client, &capabilities, problem).map(drop),
+                    _ => rotate_and_pool(client, &capabilities, problem).map(drop),
+                };
             });
             result?;
             let named = |(kernel, source)| (format!("{kernel}_{name}{kind}"), source);

@@ -23,6 +23,9 @@ bundle=${BUNDLE:-$here/../.gpu}
 work=${WORK:-/tmp/prism-gpu}
 mkdir -p "$work"
 out=${OUT:-$work/out}
+export PROGRAMS=$work/bin
+runner=$here/runner.sh
+whole=$PROGRAMS/whole
 mkdir -p "$out"
 # The end of the output is what a remote caller sees: the whole of it goes to a file too.
 exec > >(tee -a "$out/run.log") 2>&1
@@ -79,7 +82,7 @@ limited() {
 runner() {
     local limit=$1
     shift
-    limited "$limit" env LD_LIBRARY_PATH="$libraries" "$work/bin/runner" "$@"
+    limited "$limit" env LD_LIBRARY_PATH="$libraries" "$runner" "$@"
 }
 
 failed=0
@@ -103,23 +106,23 @@ parallel() {
 
 check_part() {
     timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" \
-        "$work/bin/runner" check --shard "$job" --shards "$jobs" --out "$parts/check-$job.json"
+        "$runner" check --shard "$job" --shards "$jobs" --out "$parts/check-$job.json"
 }
 
 tests_part() {
     local names
     mapfile -t names < <(awk "NR % $jobs == $job" "$parts/names")
     [ ${#names[@]} -eq 0 ] || timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" \
-        "$work/bin/tests" --test-threads 1 --exact "${names[@]}"
+        "$whole" --test-threads 1 --exact "${names[@]}"
 }
 
 check() {
     parallel "${CHECK_SECONDS:-150}" check_part
-    [ -e "$work/bin/tests" ] || return 0
+    [ -e "$whole" ] || return 0
     export PRISM_TEST_DEVICES=cuda PRISM_FIXTURES=$work/fixtures
     # Neither those of the model, which a bundle may lack, nor those of the documentation.
-    env LD_LIBRARY_PATH="$libraries" "$work/bin/tests" --list --format terse |
-        sed -n 's/: test$//p' | grep -v -e '^smollm2' -e '^docs_match' > "$parts/names"
+    env LD_LIBRARY_PATH="$libraries" "$whole" --list --format terse |
+        sed -n 's/: test$//p' | grep '^cases::' | grep -v -e '::smollm2::' -e '::docs_match_code::' > "$parts/names"
     parallel "${CHECK_SECONDS:-150}" tests_part
     cat "$parts"/job-*.log > "$out/tests.log"
     grep -c '^test .* ok$' "$out/tests.log" | sed 's/$/ tests passed/'
@@ -159,7 +162,7 @@ report() {
     for file in "$parts"/check-*.json "$parts"/{time,peers-before,peers-after}.json; do
         [ -e "$file" ] && found+=("$file")
     done
-    if [ ${#found[@]} -gt 0 ] && ! "$work/bin/runner" merge "$out" "${found[@]}"; then
+    if [ ${#found[@]} -gt 0 ] && ! "$runner" merge "$out" "${found[@]}"; then
         # What was measured must not be lost with the report of it.
         cp "${found[@]}" "$out"
         failed=1
@@ -168,8 +171,8 @@ report() {
 
 sanitize_part() {
     timeout --kill-after=10 "$limit" env LD_LIBRARY_PATH="$libraries" \
-        compute-sanitizer --tool "$tool" --error-exitcode 1 \
-        "$work/bin/runner" check --small --shard "$1" --shards "$2" --out "$parts/$tool-$1.json" \
+        compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 \
+        "$runner" check --small --shard "$1" --shards "$2" --out "$parts/$tool-$1.json" \
         > "$out/$tool-$1-of-$2.log" 2>&1
 }
 

@@ -1,11 +1,11 @@
 //! Are products with a weight right? Every device, element type, rank and order of the weight against
-//! a product in f64, with a bias, a residual, or SwiGLU.
+//! a product in f64, with a bias, a residual, or SwiGLU; and is what does not fit refused?
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_prism::plan::{Kernel, kernel};
 use burn_prism::{
-    GateUp, LinearKernel, LinearOptions, interleave, linear, linear_with, plan_linear, plan_swiglu,
-    swiglu,
+    GateUp, LinearKernel, LinearOptions, PrismError, interleave, linear, linear_with, plan_linear,
+    plan_swiglu, swiglu,
 };
 use rstest::rstest;
 use tests::{Kind, all_devices, assert_right, devices, has, random, round, values};
@@ -266,4 +266,42 @@ fn the_plan_says_which_kernel_and_why() {
             assert!(!hopper || text.contains(says), "{text}");
         }
     }
+}
+
+#[test]
+fn weights_that_do_not_fit_are_refused() {
+    let device = Device::flex();
+    let matrix = |rows, columns| Tensor::<2>::zeros([rows, columns], &device);
+    let x = || Tensor::<3>::zeros([2, 5, 16], &device);
+    let says = |error: PrismError, text: &str| assert_eq!(error.to_string(), text);
+
+    says(linear(x(), matrix(24, 16)).unwrap_err(), "weight must be [16, 16], got [24, 16]");
+    says(linear(x(), matrix(16, 0)).unwrap_err(), "columns of a weight must be at least 1, got 0");
+    let none = Tensor::<3>::zeros([2, 5, 0], &device);
+    says(linear(none, matrix(0, 8)).unwrap_err(), "columns of x must be at least 1, got 0");
+    let half = matrix(16, 24).cast(DType::F16);
+    let error = linear(x(), half).unwrap_err();
+    says(error, "weight: element type F16 is not supported, expected that of x");
+    let elsewhere = Tensor::<2>::zeros([16, 24], &tests::ndarray());
+    let error = linear(x(), elsewhere).unwrap_err();
+    assert_eq!(error, PrismError::Device { left: "x", right: "weight" });
+
+    let with = |options| linear_with(x(), matrix(16, 24), options).unwrap_err();
+    let bias = Tensor::<1>::zeros([23], &device);
+    says(with(LinearOptions::default().with_bias(bias)), "bias must be [24], got [23]");
+    let options = LinearOptions::default().with_residual(x());
+    says(with(options), "residual must be [2, 5, 24], got [2, 5, 16]");
+    says(plan_linear([5, 0, 8], DType::F32, &device).unwrap_err(), "K must be at least 1, got 0");
+    says(plan_linear([5, 8, 0], DType::F32, &device).unwrap_err(), "N must be at least 1, got 0");
+
+    let error = GateUp::new(matrix(16, 24), matrix(16, 32)).unwrap_err();
+    says(error, "up must be [16, 24], got [16, 32]");
+    let error = interleave(matrix(16, 20), matrix(16, 20)).unwrap_err();
+    says(error, "F must be a multiple of 8, got 20");
+    assert!(GateUp::new(matrix(16, 24), matrix(16, 24).cast(DType::F16)).is_err());
+    let narrow = |made: fn(Tensor<2>, Tensor<2>) -> burn_prism::Result<GateUp>| {
+        swiglu(x(), &made(matrix(8, 24), matrix(8, 24)).unwrap()).unwrap_err()
+    };
+    says(narrow(GateUp::new), "gate must be [16, 24], got [8, 24]");
+    says(narrow(GateUp::interleaved), "gate and up must be [16, 48], got [8, 48]");
 }

@@ -3,6 +3,7 @@
 mod agrees_with_oracle;
 mod bad_input;
 mod bad_numbers;
+mod bad_settings;
 mod chunked_equals_whole;
 mod docs_match_code;
 mod gradients;

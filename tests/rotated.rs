@@ -4,9 +4,9 @@
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::plan::{Kernel, kernel};
 use burn_prism::{
-    AttentionOptions, AttentionShape, PrismConfig, PrismOutput, Rope, RopeLayout, RotaryTable,
-    Scoring, SequenceLengths, Step, plan, plan_rotated, prism_attention, prism_attention_rotated,
-    rotate_and_pool,
+    AttentionOptions, AttentionShape, PrismConfig, PrismError, PrismOutput, Rope, RopeLayout,
+    RotaryTable, Scoring, SequenceLengths, Step, plan, plan_rotated, prism_attention,
+    prism_attention_rotated, rotate_and_pool,
 };
 use rstest::rstest;
 use tests::{
@@ -255,4 +255,38 @@ fn the_plan_says_what_is_done_at_once() {
         }
     }
     assert_eq!(Step::RotateAndPool.to_string(), "rotate+pool");
+}
+
+#[test]
+fn rotary_tables_that_do_not_fit_are_refused() {
+    let device = Device::flex();
+    let zeros = |dims: [usize; 4]| Tensor::<4>::zeros(dims, &device);
+    let (q, kv) = (zeros([1, 2, 40, 64]), zeros([1, 1, 40, 64]));
+    let (config, options) = (PrismConfig::llama3(), AttentionOptions::default());
+    let table = |head_dim, positions, device: &Device| {
+        RotaryTable::new(&config.rope, head_dim, positions, device).unwrap()
+    };
+    let refused = |table: &RotaryTable| {
+        let rotated = rotate_and_pool(q.clone(), kv.clone(), table, &config, &options);
+        rotated.unwrap_err()
+    };
+    let error = refused(&table(64, 39, &device)).to_string();
+    assert_eq!(error, "RoPE: the table has 39 positions, the longest sequence 40");
+    let error = refused(&table(128, 40, &device)).to_string();
+    assert_eq!(error, "RoPE: the table turns 128 dims, the heads have 64");
+    let error = refused(&table(64, 40, &tests::ndarray()));
+    assert_eq!(error, PrismError::Device { left: "q", right: "the rotary table" });
+    assert!(RotaryTable::new(&config.rope, 63, 40, &device).is_err());
+
+    // And a V that doesn't go with K; no queries, or no keys, make empty results.
+    let table = table(64, 40, &device);
+    let rotate =
+        |q: Tensor<4>, k: Tensor<4>| rotate_and_pool(q, k, &table, &config, &options).unwrap();
+    let error = prism_attention_rotated(rotate(q.clone(), kv.clone()), zeros([1, 1, 39, 64]));
+    assert!(error.unwrap_err().to_string().contains("length of k is 40, but v has 39"));
+    for (q_len, keys) in [(0, 40), (40, 0), (0, 0)] {
+        let (q, kv) = (zeros([1, 2, q_len, 64]), zeros([1, 1, keys, 64]));
+        let got = prism_attention_rotated(rotate(q, kv.clone()), kv).unwrap();
+        assert_eq!(got.output.dims(), [1, 2, q_len, 64]);
+    }
 }

@@ -11,8 +11,8 @@ use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::{Element, Operand};
 use rayon::prelude::*;
 
-use super::check::values;
-use super::check_attention::{grids, push};
+use crate::check::values;
+use crate::check_attention::{grids, push};
 
 /// What a scale does to Q; a power of two, so that it rounds nothing.
 const FACTOR: f64 = 0.25;

@@ -1,4 +1,4 @@
-//! `cargo xtask gpu-bundle`: the programs of a GPU machine and what they read, in one archive of
+//! `cargo xtask gpu-bundle`: the program of a GPU machine and what it reads, in one archive of
 //! `.gpu/`, for machines on which nothing can be built. `gpu/run.sh` unpacks and runs it.
 
 use std::fs;
@@ -17,23 +17,23 @@ const COMPRESS: &str = "xz --threads=1 --lzma2=preset=6,dict=256MiB";
 const PEERS: [&str; 1] = ["fa3-fwd==0.0.3"];
 
 /// The task's part of the usage text.
-pub const USAGE: &str = "  gpu-bundle      pack the programs of a GPU machine, and what they read, into .gpu/bundle.tar.xz:
+pub const USAGE: &str = "  gpu-bundle      pack the program of a GPU machine, and what it reads, into .gpu/bundle.tar.xz:
                   --features cuda-cpp        of the build: cuda for CubeCL's LLVM compiler
                   --profile release          of the build
-                  --programs runner,tests    which, both unless set
+                  --program whole            or runner: kernels only, built in a tenth of the time
                   --bare                     without the fixtures: run.sh takes the checkout's
                   --model                    with the model of the demo
                   --peers                    and FlashAttention-3 into .gpu/peers.tar.xz";
 
-/// Programs: name, package, and what selects the target in cargo. LLVM is most of each, so they are few:
-/// `runner` is also the benchmark of the kernels and `prism`.
-const PROGRAMS: [(&str, &str, [&str; 2]); 2] =
-    [("runner", "gpu", ["--bin", "runner"]), ("tests", "tests", ["--test", "tests"])];
+/// What can be carried: the name of a target of the package `gpu`, its kind, and features of its own.
+/// LLVM is most of each, so that all is in one: `whole` is the tests and the runner, which is also the
+/// benchmark of the kernels and the program `prism`.
+const PROGRAMS: [(&str, &str, &str); 2] = [("whole", "test", "gpu/whole,"), ("runner", "bin", "")];
 
 struct Options {
     features: String,
     profile: String,
-    programs: Vec<String>,
+    program: String,
     bare: bool,
     model: bool,
     peers: bool,
@@ -44,7 +44,7 @@ impl Options {
         let mut options = Self {
             features: "cuda-cpp".into(),
             profile: "release".into(),
-            programs: PROGRAMS.iter().map(|(name, ..)| name.to_string()).collect(),
+            program: "whole".into(),
             bare: false,
             model: false,
             peers: false,
@@ -55,9 +55,7 @@ impl Options {
             match arg.as_str() {
                 "--features" => options.features = value()?.clone(),
                 "--profile" => options.profile = value()?.clone(),
-                "--programs" => {
-                    options.programs = value()?.split(',').map(str::to_string).collect();
-                }
+                "--program" => options.program = value()?.clone(),
                 "--bare" => options.bare = true,
                 "--model" => options.model = true,
                 "--peers" => options.peers = true,
@@ -83,7 +81,7 @@ pub fn make(args: &[String]) -> Result<()> {
     let staged = TempDir::new()?;
     build(&options, &staged.path().join("bin"))?;
     if !options.bare {
-        for fixtures in ["fixtures/kernels", "fixtures/smollm2"] {
+        for fixtures in ["fixtures/kernels", "fixtures/models", "fixtures/smollm2"] {
             copy(&root.join(fixtures), &staged.path().join(fixtures))?;
         }
     }
@@ -93,41 +91,30 @@ pub fn make(args: &[String]) -> Result<()> {
     pack(staged.path(), &folder.join("bundle.tar.xz"))
 }
 
-/// Puts the programs into `folder`.
+/// Puts the program into `folder`.
 fn build(options: &Options, folder: &Path) -> Result<()> {
-    if let Some(name) = options.programs.iter().find(|name| !PROGRAMS.iter().any(|p| p.0 == *name))
-    {
-        let names = PROGRAMS.map(|(name, ..)| name).join(", ");
-        bail!("no program {name:?}; there are {names}");
-    }
-    let asked = |name: &str| options.programs.iter().any(|asked| asked == name);
+    let Options { features, profile, program, .. } = options;
+    let Some((name, kind, own)) = PROGRAMS.into_iter().find(|known| known.0 == program) else {
+        bail!("no program {program:?}; there are {}", PROGRAMS.map(|(name, ..)| name).join(", "));
+    };
     eprintln!("LLVM: {}", llvm::set_up()?);
     let mut command = cargo();
-    command.args(["build", "--message-format", "json-render-diagnostics"]);
-    command.args(["--profile", &options.profile]);
-    let programs: Vec<_> = PROGRAMS.iter().filter(|(name, ..)| asked(name)).collect();
-    for (_, package, target) in &programs {
-        command.args(["--package", package]).args(target);
-        let whole = (*package == "gpu").then(|| "gpu/whole".to_string());
-        let features = options.features.split(',').map(|feature| format!("{package}/{feature}"));
-        let features = features.chain(whole);
-        command.args(["--features", &features.collect::<Vec<_>>().join(",")]);
-    }
+    command.args(["build", "--message-format", "json-render-diagnostics", "--profile", profile]);
+    command.args(["--package", "gpu", &format!("--{kind}"), name]);
+    let features: Vec<_> = features.split(',').map(|feature| format!("gpu/{feature}")).collect();
+    command.args(["--features", &format!("{own}{}", features.join(","))]);
     eprintln!("$ {command:?}");
     let output = command.current_dir(root()?).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
-        bail!("the programs can't be built: {}", output.status);
+        bail!("the program can't be built: {}", output.status);
     }
     // The name of a test's file ends in a hash that only cargo knows.
-    for (name, _, [kind, _]) in programs {
-        let built = executable(&output.stdout, name, &kind[2..])
-            .with_context(|| format!("cargo says nothing of a program {name}"))?;
-        let place = folder.join(name);
-        copy(&built, &place)?;
-        // Not the profile's `strip`: that would build everything again.
-        run(Command::new("strip").arg(&place))?;
-    }
-    Ok(())
+    let built = executable(&output.stdout, name, kind)
+        .with_context(|| format!("cargo says nothing of a program {name}"))?;
+    let place = folder.join(name);
+    copy(&built, &place)?;
+    // Not the profile's `strip`: that would build everything again.
+    run(Command::new("strip").arg(&place))
 }
 
 /// The file of a target, from cargo's messages.
@@ -150,8 +137,6 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Packs all of `folder`; an archive over the limit is removed again.
 fn pack(folder: &Path, archive: &Path) -> Result<()> {
     apt::install(&["xz-utils"], "packing needs xz")?;
-    // A window as large as the whole: programs that link the same libraries share them, unless a filter
-    // for machine code rewrites their calls.
     run(Command::new("tar")
         .args(["--use-compress-program", COMPRESS])
         .arg("--create")

@@ -33,6 +33,8 @@ fn devices_without_these_kernels_are_refused() {
 
 #[cfg(feature = "cpu")]
 mod on_cpu {
+    use prism_bench::attention::STEPS;
+
     use super::*;
 
     /// Windows are short: nothing is said about the times.
@@ -65,8 +67,9 @@ mod on_cpu {
             tiny(&["--dtype", "f32", "--densities", "0.5", "--seconds", "300", "--out", out]);
         let (ok, text, error) = prism(&args);
         assert!(ok, "{error}");
-        for phase in ["rotate", "pool", "calibrate", "select", "schedule", "dense", "attend"] {
-            let row = text.lines().find(|line| line.contains(phase) && line.contains(" d=64 "));
+        for phase in STEPS {
+            let says = |line: &&str| line.split_whitespace().any(|word| word == phase);
+            let row = text.lines().filter(says).find(|line| line.contains(" d=64 "));
             let row = row.unwrap_or_else(|| panic!("no {phase} in {text}"));
             assert!(row.contains('(') && row.contains("256 tokens"), "{row}");
         }
@@ -80,6 +83,16 @@ mod on_cpu {
         for file in ["table.md", "records.csv", "latency.svg", "breakdown.svg"] {
             assert!(folder.path().join(file).is_file(), "no {file}");
         }
+    }
+
+    #[test]
+    fn a_rung_that_timed_nothing_is_named_with_the_reason() {
+        let (ok, text, error) = prism(&tiny(&["--rungs", "hopper,unit", "--only", "dense"]));
+        assert!(ok, "{error}");
+        assert!(
+            text.contains("nothing was timed by hopper: ") && !text.contains("by unit"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -9,7 +9,9 @@ use prism_core::{PrismError, Rope, RopeLayout, RopeScaling};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::BandMask;
 use prism_kernels::pool::{Pooled, pool};
-use prism_kernels::rotate::{RotaryTable, RotateError, RotateProblem, Rotated, rotate_and_pool};
+use prism_kernels::rotate::{
+    RotaryTable, RotateError, RotateProblem, Rotated, rotate, rotate_and_pool,
+};
 use prism_kernels::{Capabilities, Element, Operand};
 use rstest::rstest;
 use support::*;
@@ -121,12 +123,27 @@ impl Case {
         cache: Option<&Operand>,
     ) -> Rotated {
         let Bench { client, capabilities, .. } = device;
-        let shape = &self.problem.shape;
+        self.with_problem(device, k, |problem| {
+            let problem = RotateProblem { prescale, cache, ..problem };
+            rotate_and_pool(client, capabilities, &problem).unwrap()
+        })
+    }
+
+    fn rotate_alone(&self, device: &Bench, k: &Operand) -> [Operand; 2] {
+        let Bench { client, capabilities, .. } = device;
+        self.with_problem(device, k, |problem| rotate(client, capabilities, &problem).unwrap())
+    }
+
+    fn with_problem<T>(
+        &self,
+        device: &Bench,
+        k: &Operand,
+        run: impl FnOnce(RotateProblem) -> T,
+    ) -> T {
+        let (client, shape) = (&device.client, &self.problem.shape);
         let table = RotaryTable::of(client, &self.rope, shape.head_dim, shape.kv_len).unwrap();
         let (q, mask) = (upload_as(device, &self.q, self.q_shape(), self.element), self.mask());
-        let problem = RotateProblem::new(&q, k, &table, &self.problem.grids, &mask);
-        let problem = RotateProblem { prescale, cache, ..problem };
-        rotate_and_pool(client, capabilities, &problem).unwrap()
+        run(RotateProblem::new(&q, k, &table, &self.problem.grids, &mask))
     }
 
     /// `(q, k)` by definition.
@@ -181,6 +198,12 @@ fn check(device: &Bench, case: &Case) {
     let (pooled_q, pooled_k) = pool(client, capabilities, &plain.q, &plain.k, grids, &mask);
     same_pooled(device, &plain.pooled_q, &pooled_q, &format!("{what} pooled q"));
     same_pooled(device, &plain.pooled_k, &pooled_k, &format!("{what} pooled k"));
+
+    // Without the pooling Q and K are the same, bit for bit.
+    let [alone_q, alone_k] = case.rotate_alone(device, &k);
+    let bits = |x: &Operand| read(device, x).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&alone_q), bits(&plain.q), "{what} q alone");
+    assert_eq!(bits(&alone_k), bits(&plain.k), "{what} k alone");
 
     // The scale changes what is written of Q, and nothing of what is pooled.
     let scaled = case.rotate(device, &k, Some(0.125), None);

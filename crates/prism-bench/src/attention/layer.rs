@@ -10,7 +10,7 @@ use prism_kernels::band_mask::BandMask;
 use prism_kernels::calibrate::calibrate;
 use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{pool, pool_one};
-use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
+use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate, rotate_and_pool};
 use prism_kernels::schedule::schedule;
 use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, SelectRung, select_blocks, select_blocks_on,
@@ -57,8 +57,8 @@ impl<'a> Layer<'a> {
         if self.gpu.capabilities.cores.is_some() { "unit" } else { "plane" }
     }
 
-    /// The rotary embedding and the pooling of Q and K in one launch, without and with attention's scale
-    /// folded into Q.
+    /// The rotary embedding, alone and with the pooling of Q and K in one launch, without and with
+    /// attention's scale folded into Q.
     pub(super) fn rotate(&self, session: &mut Session) -> Result<()> {
         let (Gpu { client, capabilities }, shape) = (self.gpu, &self.shape);
         let table = RotaryTable::of(client, &Rope::new(THETA), shape.dim, shape.len)?;
@@ -66,14 +66,18 @@ impl<'a> Layer<'a> {
         let scale = 1.0 / (shape.dim as f64).sqrt();
         for (prescale, suffix) in [(None, ""), (Some(scale), " pre-scaled")] {
             let problem = RotateProblem { prescale, ..plain.clone() };
-            let rotate = || rotate_and_pool(client, capabilities, &problem).map(drop);
-            // Whether it runs says the first call.
-            rotate()?;
+            let alone = || rotate(client, capabilities, &problem).map(drop);
+            let pooled = || rotate_and_pool(client, capabilities, &problem).map(drop);
+            let ways: [(_, &dyn Fn() -> _); 2] = [("rotate", &alone), ("rotate-pool", &pooled)];
             let rung = format!("{}{suffix}", self.own());
-            if let Some(time) = session.time(shape, "rotate", &rung, &|| drop(rotate()))? {
-                let mut record = shape.record("rotate", &rung, 1.0, time);
-                record.gbps = Some(2.0 * shape.q_and_k() / time.sustained / 1e6);
-                session.log.record(record)?;
+            for (what, call) in ways {
+                // Whether it runs says the first call.
+                call()?;
+                if let Some(time) = session.time(shape, what, &rung, &|| drop(call()))? {
+                    let mut record = shape.record(what, &rung, 1.0, time);
+                    record.gbps = Some(2.0 * shape.q_and_k() / time.sustained / 1e6);
+                    session.log.record(record)?;
+                }
             }
         }
         Ok(())

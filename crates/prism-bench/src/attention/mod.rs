@@ -17,10 +17,19 @@ use crate::report::{Log, Record, SECOND_ORDER};
 
 /// Positions a block.
 pub(crate) const BLOCK: usize = 128;
-/// What is timed, in the order of a call. `rotate` is the rotary embedding and `pool` in one launch, `score`
-/// the part of `select` before its search, `dense` attention that reads everything.
-pub const STEPS: [&str; 8] =
-    ["rotate", "pool", "calibrate", "score", "select", "schedule", "dense", "attend"];
+/// What is timed, in the order of a call. `rotate` is the rotary embedding alone, `rotate-pool` with `pool` in
+/// the same launch, `score` the part of `select` before its search, `dense` attention that reads everything.
+pub const STEPS: [&str; 9] = [
+    "rotate",
+    "rotate-pool",
+    "pool",
+    "calibrate",
+    "score",
+    "select",
+    "schedule",
+    "dense",
+    "attend",
+];
 /// By what; `pre-scaled` where Q carries the scale of attention.
 pub const RUNGS: [&str; 8] = [
     "hopper",

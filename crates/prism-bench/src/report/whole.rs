@@ -21,6 +21,9 @@ pub struct Whole {
     pub ms: f64,
     /// Milliseconds of our own dense attention, where it was timed.
     pub dense_ms: Option<f64>,
+    /// Milliseconds that pooling adds to the rotary embedding in whose launch it is done, where both were
+    /// timed: what `pool` costs where Q and K come without their rotary embedding.
+    pub pool_with_rotate_ms: Option<f64>,
 }
 
 impl Whole {
@@ -36,11 +39,12 @@ impl std::fmt::Display for Whole {
         write!(f, "{} tokens, d={head_dim}, {dtype}, ", tokens(self.tokens))?;
         write!(f, "density {}: whole Prism = {}", digits(*density), PARTS.join(" + "))?;
         write!(f, " = {} = {} ms", parts.map(digits).join(" + "), digits(*ms))?;
-        match (self.dense_ms, self.speedup()) {
-            (Some(dense), Some(times)) => {
-                write!(f, " against own dense {} ms: × {}", digits(dense), digits(times))
-            }
-            _ => Ok(()),
+        if let (Some(dense), Some(times)) = (self.dense_ms, self.speedup()) {
+            write!(f, " against own dense {} ms: × {}", digits(dense), digits(times))?;
+        }
+        match self.pool_with_rotate_ms {
+            Some(ms) => write!(f, "; pool while rotating adds {} ms", digits(ms)),
+            None => Ok(()),
         }
     }
 }
@@ -83,6 +87,7 @@ impl Run {
             parts,
             ms: parts.iter().sum(),
             dense_ms: fastest("dense"),
+            pool_with_rotate_ms: fastest("rotate-pool").zip(fastest("rotate")).map(|(a, b)| a - b),
         })
     }
 }
@@ -115,6 +120,10 @@ mod tests {
             "{says}"
         );
         records.retain(|record| record.what != "dense");
-        assert_eq!(run(records).wholes()[0].speedup(), None);
+        let rotations = [("rotate", 0.5), ("rotate-pool", 0.625)];
+        records.extend(rotations.map(|(what, ms)| record(what, "plane", 8192, ms)));
+        let whole = &run(records).wholes()[0];
+        assert_eq!((whole.speedup(), whole.pool_with_rotate_ms), (None, Some(0.125)));
+        assert!(whole.to_string().ends_with("pool while rotating adds 0.125 ms"), "{whole}");
     }
 }

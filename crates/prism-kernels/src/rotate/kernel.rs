@@ -7,7 +7,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Heads, Rows, add_rows, clear, lane, reset, rotate_rows};
+use super::rows::{Heads, Lane, Rows, add_rows, clear, lane, reset, rotate_rows};
 use crate::band_mask::BandMask;
 use crate::pool::{add_energy, write_energy};
 use crate::span::span;
@@ -28,6 +28,8 @@ pub(super) struct RotateShape {
     pub interleaved: bool,
     /// Whether Q is scaled.
     pub scaled: bool,
+    /// Whether means and energies are wanted.
+    pub pools: bool,
     /// Whether K goes into a cache, behind keys that are there.
     pub cached: bool,
     /// Whether each unit works lines of its own, as on a CPU.
@@ -144,6 +146,8 @@ pub(super) fn rotate_kernel<E: Float, N: Size>(
         }
         let middle = first_new.max(start).min(end);
         let old = Rows { from: start, to: start, position: start, count: middle - start };
+        // Keys of before are only pooled.
+        let pools_old = comptime!(shape.cached && shape.pools);
         let from = middle.max(first_new) - first_new + blind;
         let rows = Rows { from, to: middle, position: middle, count: end - middle };
         rotate_block::<E, N>(
@@ -158,7 +162,7 @@ pub(super) fn rotate_kernel<E: Float, N: Size>(
             &rows,
             1.0f32.runtime(),
             false,
-            comptime!(shape.cached),
+            pools_old,
             shape,
         );
         if comptime!(!shape.cached) {
@@ -205,7 +209,7 @@ fn rotate_block<E: Float, N: Size>(
             );
             #[unroll]
             for h in 0..shape.heads {
-                if h < heads.count {
+                if comptime!(shape.pools) && h < heads.count {
                     let place = (heads.line + h * heads.lines) * dim;
                     #[unroll]
                     for e in 0..width {
@@ -217,7 +221,7 @@ fn rotate_block<E: Float, N: Size>(
         }
         #[unroll]
         for h in 0..shape.heads {
-            if h < heads.count {
+            if comptime!(shape.pools) && h < heads.count {
                 let line = heads.line + h * heads.lines;
                 let mut parts = Array::<f32>::new(3usize);
                 for c in 0..dim {
@@ -228,8 +232,6 @@ fn rotate_block<E: Float, N: Size>(
             }
         }
     } else {
-        let groups = comptime!(shape.groups);
-        let units = comptime!(shape.units as usize);
         let unit = UNIT_POS as usize;
         let lane = lane(unit % lanes, unit / lanes, shape);
         reset::<N>(&mut sums, shape);
@@ -237,62 +239,84 @@ fn rotate_block<E: Float, N: Size>(
             add_rows::<E, N>(new, &mut sums, heads, old, &lane, shape);
         }
         rotate_rows::<E, N>(x, new, cos, sin, &mut sums, heads, rows, &lane, factor, scaled, shape);
-        let mut partial = Shared::<[f32]>::new_slice(comptime!(shape.heads * groups * dim));
+        if comptime!(shape.pools) {
+            pool_lane::<N>(&sums, means, energy, heads, &lane, count, shape);
+        }
+    }
+}
+
+/// Means and energies of a block, of the sums that the units of a cube hold.
+#[cube]
+fn pool_lane<N: Size>(
+    sums: &Array<Vector<f32, N>>,
+    means: &mut [f32],
+    energy: &mut [f32],
+    heads: &Heads,
+    lane: &Lane,
+    count: usize,
+    #[comptime] shape: RotateShape,
+) {
+    let width = N::value();
+    let dim = comptime!(shape.dim);
+    let groups = comptime!(shape.groups);
+    let units = comptime!(shape.units as usize);
+    let unit = UNIT_POS as usize;
+    let share = 1.0 / f32::cast_from(count.max(1));
+    let mut partial = Shared::<[f32]>::new_slice(comptime!(shape.heads * groups * dim));
+    #[unroll]
+    for h in 0..shape.heads {
+        let place = (h * groups + lane.group) * dim;
         #[unroll]
-        for h in 0..shape.heads {
-            let place = (h * groups + lane.group) * dim;
-            #[unroll]
-            for e in 0..width {
-                partial[place + lane.second * width + e] = sums[2 * h + 1].extract(e);
-                partial[place + lane.first * width + e] = sums[2 * h].extract(e);
-            }
+        for e in 0..width {
+            partial[place + lane.second * width + e] = sums[2 * h + 1].extract(e);
+            partial[place + lane.first * width + e] = sums[2 * h].extract(e);
         }
-        sync_cube();
-        let mut i = unit;
-        while i < comptime!(shape.heads * dim) {
-            let h = i / dim;
-            let c = i % dim;
-            let mut total = 0.0f32;
-            for group in 0..groups {
-                total += partial[(h * groups + group) * dim + c];
-            }
-            let mean = total * share;
-            if h < heads.count {
-                means[(heads.line + h * heads.lines) * dim + c] = mean;
-            }
-            // Only this unit reads or writes column c of this head's partial sums from here on.
-            partial[h * groups * dim + c] = mean * mean;
-            i += units;
+    }
+    sync_cube();
+    let mut i = unit;
+    while i < comptime!(shape.heads * dim) {
+        let h = i / dim;
+        let c = i % dim;
+        let mut total = 0.0f32;
+        for group in 0..groups {
+            total += partial[(h * groups + group) * dim + c];
         }
-        sync_cube();
-        // A plane a head, or else a unit.
-        let plane = comptime!(shape.plane.unwrap_or(1) as usize);
-        let mut h = unit / plane;
-        // A last plane may be incomplete.
-        let planes = comptime!(units / plane);
-        if h >= planes {
-            h = heads.count;
+        let mean = total * share;
+        if h < heads.count {
+            means[(heads.line + h * heads.lines) * dim + c] = mean;
         }
-        while h < heads.count {
-            let mut parts = Array::<f32>::new(3usize);
-            let mut c = unit % plane;
-            while c < dim {
-                let square = partial[h * groups * dim + c];
-                add_energy(&mut parts, c, square, comptime!(shape.bands));
-                c += plane;
-            }
-            let mut high = parts[0];
-            let mut low = parts[1];
-            let mut all = parts[2];
-            if comptime!(shape.plane.is_some()) {
-                high = plane_sum(high);
-                low = plane_sum(low);
-                all = plane_sum(all);
-            }
-            if unit % plane == 0 {
-                write_energy(energy, heads.line + h * heads.lines, high, low, all, count);
-            }
-            h += planes;
+        // Only this unit reads or writes column c of this head's partial sums from here on.
+        partial[h * groups * dim + c] = mean * mean;
+        i += units;
+    }
+    sync_cube();
+    // A plane a head, or else a unit.
+    let plane = comptime!(shape.plane.unwrap_or(1) as usize);
+    let mut h = unit / plane;
+    // A last plane may be incomplete.
+    let planes = comptime!(units / plane);
+    if h >= planes {
+        h = heads.count;
+    }
+    while h < heads.count {
+        let mut parts = Array::<f32>::new(3usize);
+        let mut c = unit % plane;
+        while c < dim {
+            let square = partial[h * groups * dim + c];
+            add_energy(&mut parts, c, square, comptime!(shape.bands));
+            c += plane;
         }
+        let mut high = parts[0];
+        let mut low = parts[1];
+        let mut all = parts[2];
+        if comptime!(shape.plane.is_some()) {
+            high = plane_sum(high);
+            low = plane_sum(low);
+            all = plane_sum(all);
+        }
+        if unit % plane == 0 {
+            write_energy(energy, heads.line + h * heads.lines, high, low, all, count);
+        }
+        h += planes;
     }
 }

@@ -126,18 +126,9 @@ pub fn rotate_and_pool(
     capabilities: &Capabilities,
     problem: &RotateProblem,
 ) -> Result<Rotated, RotateError> {
-    check(problem)?;
+    let [new_q, new_k] = outputs(client, problem)?;
     let RotateProblem { q, k, grids, .. } = *problem;
     let (rows, key_blocks) = extent(grids);
-    // Where no cube writes, all is outside of the sequences.
-    let new = |x: &Operand, blocks: usize| {
-        let bytes = (x.shape.iter().product::<usize>() * x.element.size()).max(4);
-        let handle = match blocks {
-            0 => client.create_from_slice(&vec![0; bytes]),
-            _ => client.empty(bytes),
-        };
-        Operand::contiguous(handle, x.shape, x.element)
-    };
     let pooled = |heads: usize, blocks: usize| {
         let lines = q.shape[0] * heads * blocks;
         Pooled {
@@ -147,13 +138,49 @@ pub fn rotate_and_pool(
         }
     };
     let rotated = Rotated {
-        q: new(q, rows),
-        k: problem.cache.cloned().unwrap_or_else(|| new(k, key_blocks)),
+        q: new_q,
+        k: new_k,
         pooled_q: pooled(q.shape[1], rows),
         pooled_k: pooled(k.shape[1], key_blocks),
     };
-    launch(client, capabilities, problem, &rotated);
+    launch(client, capabilities, problem, &rotated, true);
     Ok(rotated)
+}
+
+/// Rotates Q and K and folds the scale into Q, for attention that selects nothing: Q and K as of
+/// [`rotate_and_pool`].
+///
+/// # Errors
+/// As of [`rotate_and_pool`].
+pub fn rotate(
+    client: &Client,
+    capabilities: &Capabilities,
+    problem: &RotateProblem,
+) -> Result<[Operand; 2], RotateError> {
+    let [q, k] = outputs(client, problem)?;
+    let (rows, key_blocks) = extent(problem.grids);
+    let unused = |blocks| Pooled { means: client.empty(4), energy: client.empty(16), blocks };
+    let (pooled_q, pooled_k) = (unused(rows), unused(key_blocks));
+    let rotated = Rotated { q, k, pooled_q, pooled_k };
+    launch(client, capabilities, problem, &rotated, false);
+    Ok([rotated.q, rotated.k])
+}
+
+/// What rotated Q and K are written to.
+fn outputs(client: &Client, problem: &RotateProblem) -> Result<[Operand; 2], RotateError> {
+    check(problem)?;
+    let (rows, key_blocks) = extent(problem.grids);
+    // Where no cube writes, all is outside of the sequences.
+    let new = |x: &Operand, blocks: usize| {
+        let bytes = (x.shape.iter().product::<usize>() * x.element.size()).max(4);
+        let handle = match blocks {
+            0 => client.create_from_slice(&vec![0; bytes]),
+            _ => client.empty(bytes),
+        };
+        Operand::contiguous(handle, x.shape, x.element)
+    };
+    let k = problem.cache.cloned().unwrap_or_else(|| new(problem.k, key_blocks));
+    Ok([new(problem.q, rows), k])
 }
 
 fn check(problem: &RotateProblem) -> Result<(), RotateError> {
@@ -220,6 +247,7 @@ fn launch(
     capabilities: &Capabilities,
     problem: &RotateProblem,
     Rotated { q: new_q, k: new_k, pooled_q, pooled_k }: &Rotated,
+    pools: bool,
 ) {
     let RotateProblem { q, k, table, grids, bands, .. } = *problem;
     let Some(block) = grids.first().map(BlockGrid::block) else { return };
@@ -251,7 +279,10 @@ fn launch(
     let spans = Spans::new(client, grids);
     let per_cube = if alone { units as usize } else { 1 };
     let address = tensors.map(Operand::address_type).into_iter().max();
-    let (q_lines, k_lines) = (batch * q_heads * rows, batch * kv_heads * key_blocks);
+    let [q_lines, k_lines] = match pools {
+        true => [batch * q_heads * rows, batch * kv_heads * key_blocks],
+        false => [0; 2],
+    };
     // Where nothing turns, the table may be smaller than the vector that stands for it.
     let (cos, sin, angles) = match turning {
         0 => (client.empty(64), client.empty(64), 1),
@@ -267,6 +298,7 @@ fn launch(
         turning,
         interleaved: table.layout == RopeLayout::Interleaved,
         scaled: problem.prescale.is_some(),
+        pools,
         cached: problem.cache.is_some(),
         alone,
         plane: capabilities.plane.filter(|&plane| !alone && units >= plane),

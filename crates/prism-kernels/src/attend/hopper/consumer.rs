@@ -49,9 +49,10 @@ fn accumulate(values: u64, #[comptime] shape: HopperShape) {
     );
 }
 
-/// Tells the producer that this warp has read what `empty` stands for.
+/// Tells the producer that this warp, all lanes of it, has read what `empty` stands for.
 #[cube]
 fn release(empty: u32, lane: u32) {
+    ptx::meet_warp();
     if lane == 0u32 {
         ptx::arrive(empty + 0u32);
     }
@@ -186,8 +187,6 @@ pub(super) fn consume(
                     parity ^= 1u32;
                 }
             } else {
-                // All lanes have read the item.
-                ptx::meet_warp();
                 release(room.empty_q, lane);
             }
 

@@ -1,4 +1,5 @@
-//! `runner`: all that is done on a GPU machine, in one program.
+//! All that is done on a GPU machine, behind one command line.
+#![cfg(feature = "cuda")]
 
 mod check;
 mod check_attention;
@@ -8,7 +9,6 @@ mod check_repeats;
 mod check_rotate;
 mod check_select;
 
-#[cfg(feature = "whole")]
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -123,15 +123,18 @@ impl Rest {
     }
 }
 
-fn main() -> ExitCode {
-    let done = match Task::parse() {
+/// Does what the arguments ask for, the first of which is the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let command = args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let done = match Task::parse_from(args) {
         #[cfg(feature = "whole")]
         Task::Prism(rest) => return prism_cli::run(rest.named("prism")),
         #[cfg(feature = "whole")]
         Task::Bench(rest) => benches::run(rest.named("bench")),
-        Task::Check(args) => check(&args),
-        Task::Time(args) => time(args),
-        Task::Matmul { seconds, out } => measure(&out, |gpu, log| {
+        Task::Check(args) => check(command, &args),
+        Task::Time(args) => time(command, args),
+        Task::Matmul { seconds, out } => measure(command, &out, |gpu, log| {
             let budget = Budget { seconds, ..Budget::default() };
             matmul::time(gpu, &SHAPES, &Way::ALL, Element::BF16, &budget, log)
         }),
@@ -146,10 +149,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn check(args: &CheckArgs) -> Result<()> {
+fn check(command: String, args: &CheckArgs) -> Result<()> {
     let CheckArgs { small, matmul, shard, shards, ref out } = *args;
     ensure!(shard < shards, "shard must be below the {shards} shards, got {shard}");
-    let (gpu, mut run) = open()?;
+    let (gpu, mut run) = open(command)?;
     check::check(&gpu, small, matmul, (shard, shards), &mut run);
     write(&run, out)?;
     let failed = run.checks.iter().filter(|check: &&Check| !check.passed).count();
@@ -165,13 +168,13 @@ fn shape(text: &str) -> Result<(usize, usize)> {
     Ok((number(parts.0)?, number(parts.1)?))
 }
 
-fn time(args: TimeArgs) -> Result<()> {
+fn time(command: String, args: TimeArgs) -> Result<()> {
     let TimeArgs { seconds, out, million, only, rungs, densities, shapes, window } = args;
     let bf16 = |&(len, dim): &(usize, usize)| Shape::new(32, 8, len, dim, Element::BF16);
     let mut shapes: Vec<Shape> = shapes.iter().map(bf16).collect();
     shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
     let budget = Budget { seconds, only, rungs, window, ..Budget::default() };
-    measure(&out, |gpu, log| {
+    measure(command, &out, |gpu, log| {
         attention::time(gpu, &shapes, &densities, &budget, &[], log)?;
         if million { a_million(gpu, log) } else { Ok(()) }
     })
@@ -186,20 +189,24 @@ fn merge(out: &Path, runs: &[PathBuf]) -> Result<()> {
 }
 
 /// The device, and a run that says so.
-fn open() -> Result<(Gpu, Run)> {
+fn open(command: String) -> Result<(Gpu, Run)> {
     let gpu = Gpu::open("cuda", None)?;
     println!("{:?}", gpu.capabilities);
     let run = Run {
         gpu: std::env::var("PRISM_GPU").unwrap_or_else(|_| "CUDA".into()),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command,
         ..Run::default()
     };
     Ok((gpu, run))
 }
 
 /// Takes timings, each of which is in the file as soon as it is taken.
-fn measure(out: &Path, take: impl FnOnce(&Gpu, &mut Log) -> Result<()>) -> Result<()> {
-    let (gpu, mut run) = open()?;
+fn measure(
+    command: String,
+    out: &Path,
+    take: impl FnOnce(&Gpu, &mut Log) -> Result<()>,
+) -> Result<()> {
+    let (gpu, mut run) = open(command)?;
     let mut tell = |run: &Run, line: &str| {
         println!("{line}");
         write(run, out)
