@@ -1,12 +1,12 @@
 //! Does rotating and pooling at once change anything? Selections and outputs against those of Q and K
-//! that were rotated on the host, and against the oracle.
+//! that were rotated on the host, and against the oracle; and a prompt that goes into a cache.
 
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::plan::{Kernel, kernel};
 use burn_prism::{
-    AttentionOptions, AttentionShape, PrismConfig, PrismError, PrismOutput, Rope, RopeLayout,
-    RotaryTable, Scoring, SequenceLengths, Step, plan, plan_rotated, prism_attention,
-    prism_attention_rotated, rotate_and_pool,
+    AttentionOptions, AttentionShape, Calibration, PrismCache, PrismConfig, PrismError,
+    PrismOutput, Rope, RopeLayout, RotaryTable, Scoring, SequenceLengths, Step, plan, plan_rotated,
+    prism_attention, prism_attention_rotated, rotate_and_pool,
 };
 use rstest::rstest;
 use tests::{
@@ -199,6 +199,57 @@ fn for_ragged_batches_and_second_order_scores() {
             let off = got.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(off < 1e-3, "{device:?}: off by {off}");
         }
+    }
+}
+
+/// A prompt in chunks that the cache's module rotates, against the whole prompt rotated beforehand; with
+/// causal calibration and chunks of whole blocks they select the same.
+#[rstest]
+#[case::whole(&[300])]
+#[case::chunks(&[96, 160, 44])]
+fn for_a_prompt_in_a_cache(#[case] chunks: &[usize], #[values(0, 10_000)] dense_below: usize) {
+    let config = config(RopeLayout::RotateHalf, 64)
+        .with_block(32)
+        .with_calibration(Calibration::Causal)
+        .with_dense_below(dense_below);
+    let shape = shape(1, 300, 300);
+    for device in devices_and_wgpu() {
+        let case = Case::new(shape, None, &config.rope, DType::F32);
+        let right = case.in_turn(&config, DType::F32, &device);
+        let (attention, [q, k, v]) = (config.init(), case.plain.tensors(DType::F32, &device));
+        let table = RotaryTable::new(&config.rope, D, 310, &device).unwrap();
+        let mut cache = PrismCache::new(&shape, 310, 32, DType::F32, &device).unwrap();
+        let (mut outputs, mut first) = (Vec::new(), 0);
+        for &n in chunks {
+            let [q, k, v] = [&q, &k, &v].map(|x| x.clone().narrow(2, first, n));
+            let options = AttentionOptions::default().with_more_follows(first + n < 300);
+            let got = attention.forward_with_rope(q, k, v, &table, &mut cache, &options).unwrap();
+            assert_eq!(got.report.path, right.report.path);
+            outputs.push(got.output);
+            first += n;
+        }
+        assert_eq!(cache.len(), 300);
+        let what = format!("{device:?} {chunks:?} {dense_below}");
+        for (got, right) in [
+            (Tensor::cat(outputs, 2), right.output),
+            (cache.keys(), case.rotated.tensors(DType::F32, &device)[1].clone()),
+        ] {
+            let (got, right) = (values(got), values(right));
+            assert_eq!(got.len(), right.len(), "{what}");
+            let off = got.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-3, "{what}: off by {off}");
+        }
+        let more = |n| Tensor::<4>::zeros([1, 2, n, D], &device);
+        let q = Tensor::zeros([1, 4, 11, D], &device);
+        let call = |q, n, cache: &mut PrismCache| {
+            let options = AttentionOptions::default();
+            attention.forward_with_rope(q, more(n), more(n), &table, cache, &options).unwrap_err()
+        };
+        let says = call(q.clone(), 10, &mut cache).to_string();
+        assert_eq!(says, "length of q is 11, but k has 10");
+        let says = call(q, 11, &mut cache).to_string();
+        assert_eq!(says, "RoPE: the table has 310 positions, the longest sequence 311");
+        assert_eq!(cache.len(), 300);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use prism_core::error::Result;
+use prism_core::error::{PrismError, Result};
 use prism_core::{Calibration, Scoring};
 
 use crate::attention::{
@@ -13,6 +13,8 @@ use crate::check;
 use crate::config::PrismConfig;
 use crate::plan;
 use crate::report::{Path, Report};
+use crate::rotary::RotaryTable;
+use crate::rotated::{prism_attention_rotated, rotate_and_pool};
 use crate::select;
 
 /// Causal attention that reads only the blocks that matter: goes where a model's own
@@ -123,5 +125,52 @@ impl PrismAttention {
         }
         let report = Report { path, reason, selected };
         Ok(PrismOutput { output: result.output, lse: result.lse, report })
+    }
+    /// [`forward_cached`](Self::forward_cached) of Q and K as the projections make them, of one length and
+    /// before their rotary embedding. The start of a prompt is rotated and pooled by one operation, as in
+    /// [`rotate_and_pool`].
+    ///
+    /// # Errors
+    /// As [`forward_cached`](Self::forward_cached), and a table with fewer positions than the cache then
+    /// holds, for wider heads or on another device; the cache is unchanged then.
+    pub fn forward_with_rope(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        table: &RotaryTable,
+        cache: &mut PrismCache,
+        options: &AttentionOptions,
+    ) -> Result<PrismOutput> {
+        let (queries, keys) = (q.dims()[2], k.dims()[2]);
+        if queries != keys {
+            return Err(PrismError::DimMismatch {
+                name: "length",
+                left: "q",
+                left_len: queries,
+                right: "k",
+                right_len: keys,
+            });
+        }
+        let first = cache.len();
+        if first > 0 {
+            let (q, k) = (table.rotate(q, first)?, table.rotate(k, first)?);
+            return self.forward_cached(q, k, v, cache, options);
+        }
+        cache.check_call(&q, &self.config, options)?;
+        let bands = self.config.validate(q.dims()[3])?;
+        let rotated = rotate_and_pool(q, k, table, &self.config, options)?;
+        // As of a call that finds them rotated: see there.
+        let banded = self.config.scoring == Scoring::Bands;
+        let causal = self.config.calibration == Calibration::Causal && queries > 1;
+        let pooled_q = (banded && (rotated.path() == Path::Sparse || causal))
+            .then(|| rotated.pooled_queries())
+            .transpose()?;
+        cache.append(rotated.keys(), v.clone())?;
+        let output = prism_attention_rotated(rotated, v)?;
+        if let Some(pooled_q) = pooled_q {
+            cache.record_queries(pooled_q, &bands);
+        }
+        Ok(output)
     }
 }

@@ -1,8 +1,13 @@
 //! Angles of a rotary embedding.
 
+use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use prism_core::bands::{BandRule, Bands};
 use prism_core::error::{PrismError, Result};
-use prism_core::{Rope, RopeLayout};
+use prism_core::{BlockGrid, Rope, RopeLayout};
+
+use crate::fallback;
+use crate::ops::{RotateParams, Side};
 
 /// By which angle each pair of dims turns at each position: made once for all layers of a model.
 #[derive(Debug, Clone)]
@@ -59,6 +64,31 @@ impl RotaryTable {
     /// Leading dims of a head that turn.
     pub fn rotary_dim(&self) -> usize {
         self.rotary_dim
+    }
+
+    /// `x` `[batch, heads, n, head_dim]` turned: row `i` by the angles of position `first + i`. In f32, and
+    /// rounded once to the element type of `x`. Differentiable.
+    ///
+    /// # Errors
+    /// Heads narrower than what turns, fewer positions than `first + n`, or another device.
+    pub fn rotate(&self, x: Tensor<4>, first: usize) -> Result<Tensor<4>> {
+        let [batch, _, n, head_dim] = x.dims();
+        let end = first + n;
+        self.check(head_dim, end)?;
+        if self.cos.device() != x.device() {
+            return Err(PrismError::Device { left: "x", right: "the rotary table" });
+        }
+        if n == 0 {
+            return Ok(x);
+        }
+        // Blocks don't matter here; queries are what sits at the end of a sequence.
+        let grids = vec![BlockGrid::new(1, n, end)?; batch];
+        let bands = Bands::new(BandRule::Auto, None, head_dim, 1)?;
+        let params = RotateParams::new(grids, self.layout, self.rotary_dim, bands, None);
+        let (cos, sin) = (self.cos.clone().into_dispatch(), self.sin.clone().into_dispatch());
+        let turned =
+            fallback::turn::<Dispatch>(&x.into_dispatch(), (&cos, &sin), &params, Side::Queries);
+        Ok(Tensor::from_dispatch(turned))
     }
 
     /// Checks that it goes with heads of `head_dim` and sequences of up to `keys` keys.

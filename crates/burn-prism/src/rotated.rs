@@ -53,6 +53,20 @@ impl Rotated {
         self.q.clone()
     }
 
+    /// The path that attention will take.
+    pub(crate) fn path(&self) -> Path {
+        self.path.0
+    }
+
+    /// Block means of the queries, without the scale, in f32.
+    pub(crate) fn pooled_queries(&self) -> Result<Tensor<4>> {
+        if let Some((pooled_q, _)) = &self.pooled {
+            return Ok(pooled_q.clone());
+        }
+        let grids = check::grids(self.config.block, &self.shape, self.options.lengths.as_ref())?;
+        Ok(select::pool_queries(self.q.clone(), &grids, &self.config))
+    }
+
     /// Whether the queries carry the scale of attention.
     pub fn prescaled(&self) -> bool {
         self.prescaled

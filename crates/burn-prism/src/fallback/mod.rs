@@ -21,7 +21,7 @@ use prism_core::BlockGrid;
 pub use attend::attend;
 pub use linear::{linear, linear_residual, swiglu};
 pub use pool::{pool, pool_moments};
-pub use rotate::{rotate, rotate_and_pool};
+pub use rotate::{rotate, rotate_and_pool, turn};
 pub use second_order::select_second_order;
 pub use select::{select, select_blocks};
 

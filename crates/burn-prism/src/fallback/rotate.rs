@@ -43,7 +43,9 @@ pub fn rotate<B: Backend>(
     (turn::<B>(&q, table, params, Side::Queries), k)
 }
 
-fn turn<B: Backend>(
+/// `x` `[batch, heads, len, head_dim]` turned by the angles of its positions on one side of the grids: what
+/// [`rotate`] does to one of its tensors.
+pub fn turn<B: Backend>(
     x: &FloatTensor<B>,
     (cos, sin): (&FloatTensor<B>, &FloatTensor<B>),
     params: &RotateParams,
