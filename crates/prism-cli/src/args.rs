@@ -299,7 +299,7 @@ pub struct BenchAttentionArgs {
     #[arg(long, value_name = "SHARE", value_delimiter = ',', default_value = "0.1")]
     #[arg(allow_negative_numbers = true)]
     pub densities: Vec<f64>,
-    /// Only these steps: rotate, pool, calibrate, score, select, schedule, dense, attend
+    /// Only these steps: rotate, rotate-pool, pool, calibrate, score, select, schedule, dense, attend
     #[arg(long, value_name = "STEP", value_delimiter = ',')]
     pub only: Vec<String>,
     /// Only these rungs: hopper, mma, plane, unit, these with " pre-scaled", second order

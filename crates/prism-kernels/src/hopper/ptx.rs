@@ -139,17 +139,6 @@ pub(crate) fn load(address: u32) -> u32 {
 }
 
 #[cube]
-pub(crate) fn load_pair(address: u32) -> Vector<u32, Const<2>> {
-    let value: Vector<u32, Const<2>>;
-    gpu_asm!(
-        "ld.shared.v2.u32 {v}, [{a}];",
-        v = out(_) value, a = in(_) address,
-        options(explicit_mem, reads_address_space shared)
-    );
-    value
-}
-
-#[cube]
 pub(crate) fn store(address: u32, value: u32) {
     gpu_asm!(
         "st.shared.u32 [{a}], {v};",

@@ -6,7 +6,7 @@ use super::super::AttendNumbers;
 use super::super::softmax::nothing;
 use super::guard::clean_values;
 use super::kernel::Room;
-use super::producer::received;
+use super::producer::{received, told};
 use super::{HALF, HopperShape};
 use crate::hopper::ptx;
 use crate::hopper::wgmma::{k_major, mn_major, wait_products};
@@ -99,7 +99,7 @@ pub(super) fn consume(
     while more {
         ptx::wait(room.full_q, parity_q, bounded);
         parity_q ^= 1u32;
-        let item = received(room);
+        let item = received(room, lane);
         more = item.queries > 0u32;
         if more {
             let code = comptime!(shape.clear());
@@ -114,7 +114,7 @@ pub(super) fn consume(
 
                 // The first tile.
                 ptx::wait(room.full_k + stage * 8, parity, bounded);
-                let mut last = ptx::load(room.last + stage * 4);
+                let mut last = told(room.last + stage * 4, lane);
                 score(k_major(room.k + stage * tile_bytes), shape);
                 if item.diagonal {
                     ptx::wait(room.full_v + stage * 8, parity, bounded);
@@ -151,7 +151,7 @@ pub(super) fn consume(
                     }
                     let keys = k_major(room.k + stage * tile_bytes);
                     ptx::wait(room.full_k + stage * 8, parity, bounded);
-                    last = ptx::load(room.last + stage * 4);
+                    last = told(room.last + stage * 4, lane);
                     if comptime!(shape.ping_pong) {
                         ptx::meet(turn(consumer), CONSUMERS);
                     }

@@ -35,13 +35,24 @@ impl Item {
     }
 }
 
+/// A word that the producer left at `address`. The lane that releases the place is the one that reads it, so
+/// that the next word comes after for certain.
+#[cube]
+pub(super) fn told(address: u32, lane: u32) -> u32 {
+    let mut word = 0u32;
+    if lane == 0u32 {
+        word = ptx::load(address);
+    }
+    plane_broadcast(word, 0u32)
+}
+
 /// The item that [`Item::publish`] left.
 #[cube]
-pub(super) fn received(room: &Room) -> Item {
-    let pair = ptx::load_pair(room.item);
-    let packed = pair.extract(1usize);
+pub(super) fn received(room: &Room, lane: u32) -> Item {
+    let place = told(room.item, lane);
+    let packed = told(room.item + 4u32, lane);
     Item {
-        place: pair.extract(0usize),
+        place,
         queries: packed & 255u32,
         offset: (packed >> 8u32) & 255u32,
         diagonal: (packed >> 16u32) & 1u32 == 1u32,
