@@ -41,7 +41,8 @@ impl Memory {
         // Queries and keys have equally many blocks here.
         let pooled = |heads: usize| cost.pooled_bytes * heads as u64 / (q_heads + kv_heads) as u64;
         let elements = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
-        let parameters: u64 = names::expected(config).iter().map(|(_, shape)| elements(shape)).sum();
+        let parameters: u64 =
+            names::expected(config).iter().map(|(_, shape)| elements(shape)).sum();
         Ok(Self {
             weights: parameters * element_bytes as u64,
             kv_cache: 2 * layers as u64 * elements(&kv) * element_bytes as u64,
@@ -61,7 +62,10 @@ impl Memory {
 ///
 /// # Errors
 /// As [`Memory::of`].
-pub fn memory_table(models: &[(&str, ModelConfig)], tokens: &[usize]) -> Result<String, PrismError> {
+pub fn memory_table(
+    models: &[(&str, ModelConfig)],
+    tokens: &[usize],
+) -> Result<String, PrismError> {
     let mut table = String::from(
         "| model | tokens | weights | KV cache | pooled keys | pooled queries, a layer | selection, a layer | Prism's extra |\n\
          |---|---|---|---|---|---|---|---|\n",
