@@ -3,7 +3,9 @@
 use burn_onnx::ModelGen;
 use burn_onnx::ext::proc_macro2::{Ident, Span, TokenStream};
 use burn_onnx::ext::quote::quote;
-use burn_onnx::ext::{CodegenContext, Field, Node, NodeType, OpOverride, ProcessError, arg_to_ident};
+use burn_onnx::ext::{
+    CodegenContext, Field, Node, NodeType, OpOverride, ProcessError, arg_to_ident,
+};
 
 const MODEL: &str = "attention_block.onnx";
 
@@ -22,8 +24,9 @@ impl OpOverride for Prism {
     }
 
     fn field(&self, node: &Node) -> Result<Option<Field>, ProcessError> {
-        let (ty, init) = (quote!(crate::Attention), quote!(crate::Attention::default()));
-        Ok(Some(Field::new(node.name(), ty, init)))
+        let name = Ident::new(node.name(), Span::call_site());
+        let init = quote!(let #name = crate::Attention::default(););
+        Ok(Some(Field::new(node.name(), quote!(crate::Attention), init)))
     }
 
     fn forward(
@@ -37,7 +40,10 @@ impl OpOverride for Prism {
         let config = &attention.config;
         // Prism is causal, starts at position 0 here, and takes heads, not hidden states.
         if !config.is_causal {
-            return refuse(node, "isn't causal; a mask computed in the graph can't be checked here");
+            return refuse(
+                node,
+                "isn't causal; a mask computed in the graph can't be checked here",
+            );
         }
         if attention.inputs.iter().skip(3).any(|input| !input.is_optional()) {
             return refuse(node, "has a mask or a cache of its own");
@@ -46,7 +52,10 @@ impl OpOverride for Prism {
             return refuse(node, "has a soft cap, or hands out its scores");
         }
         if config.q_num_heads.is_some() {
-            return refuse(node, "splits the heads itself: export it with [batch, heads, n, head_dim]");
+            return refuse(
+                node,
+                "splits the heads itself: export it with [batch, heads, n, head_dim]",
+            );
         }
         let [q, k, v] = [0, 1, 2].map(|i| context.arg(&attention.inputs[i]));
         let scale = match config.scale {

@@ -9,12 +9,12 @@ use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_prism::{AttentionOptions, PrismConfig, Report, Rope};
 
-#[allow(missing_docs, clippy::all)]
+#[allow(dead_code, missing_docs, clippy::all)]
 mod dense {
     include!(concat!(env!("OUT_DIR"), "/dense/attention_block.rs"));
 }
 
-#[allow(missing_docs, clippy::all)]
+#[allow(dead_code, missing_docs, clippy::all)]
 mod prism {
     include!(concat!(env!("OUT_DIR"), "/prism/attention_block.rs"));
 
@@ -49,7 +49,13 @@ impl Attention {
     ///
     /// # Panics
     /// What Prism refuses: generated code has no errors.
-    pub fn forward(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: Option<f64>) -> Tensor<4> {
+    pub fn forward(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        scale: Option<f64>,
+    ) -> Tensor<4> {
         let options = AttentionOptions { scale, ..AttentionOptions::default() };
         let result = self.config.init().forward_with(q, k, v, &options);
         let result = result.unwrap_or_else(|error| panic!("attention: {error}"));
@@ -82,9 +88,10 @@ fn difference(left: Tensor<3>, right: Tensor<3>) -> f32 {
 /// Hidden states `[1, n, 64]` that are alike within a topic of 128 positions, as those of real text are.
 fn hidden_states(n: usize) -> Tensor<3> {
     let device = Device::default();
-    let random = |rows| Tensor::<3>::random([1, rows, 64], Distribution::Normal(0.0, 0.7), &device);
-    let topics = random(n.div_ceil(128)).unsqueeze_dim::<4>(2);
-    let topics = topics.expand([1, n.div_ceil(128), 128, 64]).reshape([1, n.div_ceil(128) * 128, 64]);
+    let random = |rows| Tensor::<3>::random([1, rows, 64], Distribution::Normal(0.0, 0.5), &device);
+    let topics = (random(n.div_ceil(128)) * 2.5).unsqueeze_dim::<4>(2);
+    let topics =
+        topics.expand([1, n.div_ceil(128), 128, 64]).reshape([1, n.div_ceil(128) * 128, 64]);
     random(n) + topics.slice_dim(1, 0..n)
 }
 
@@ -94,7 +101,10 @@ fn main() -> anyhow::Result<()> {
     for mass in [1.0, 0.9] {
         let (output, density) = with_prism(x.clone(), mass)?;
         let differs = difference(output, exact.clone());
-        println!("mass {mass}: {:.0} % of the causal blocks read, differs by {differs:.1e}", density * 100.0);
+        println!(
+            "mass {mass}: {:.0} % of the causal blocks read, differs by {differs:.1e}",
+            density * 100.0
+        );
     }
     Ok(())
 }
@@ -107,7 +117,8 @@ mod tests {
     /// The import itself computes what ONNX's evaluator does.
     #[test]
     fn dense_import_agrees_with_onnx() {
-        let golden: serde_json::Value = serde_json::from_str(include_str!("../golden.json")).unwrap();
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../golden.json")).unwrap();
         let tensor = |name: &str| {
             let values = golden[name].as_array().unwrap().iter();
             let values: Vec<f32> = values.map(|x| x.as_f64().unwrap() as f32).collect();
