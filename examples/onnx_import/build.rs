@@ -35,7 +35,7 @@ impl OpOverride for Prism {
         context: &mut CodegenContext<'_, '_>,
     ) -> Result<TokenStream, ProcessError> {
         let Node::Attention(attention) = node else {
-            return refuse(node, "is no attention");
+            return refuse("is no attention");
         };
         let config = &attention.config;
         // Prism is causal, starts at position 0 here, and takes heads, not hidden states.
@@ -46,10 +46,10 @@ impl OpOverride for Prism {
             );
         }
         if attention.inputs.iter().skip(3).any(|input| !input.is_optional()) {
-            return refuse(node, "has a mask or a cache of its own");
+            return refuse("has a mask or a cache of its own");
         }
         if attention.outputs.len() != 1 || config.softcap != 0.0 {
-            return refuse(node, "has a soft cap, or hands out its scores");
+            return refuse("has a soft cap, or hands out its scores");
         }
         if config.q_num_heads.is_some() {
             return refuse(
@@ -68,6 +68,6 @@ impl OpOverride for Prism {
     }
 }
 
-fn refuse<T>(node: &Node, why: &str) -> Result<T, ProcessError> {
-    Err(ProcessError::Custom(format!("{}: {why}", node.name())))
+fn refuse<T>(why: &str) -> Result<T, ProcessError> {
+    Err(ProcessError::Custom(format!("it {why}")))
 }
