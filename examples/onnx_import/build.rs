@@ -40,10 +40,7 @@ impl OpOverride for Prism {
         let config = &attention.config;
         // Prism is causal, starts at position 0 here, and takes heads, not hidden states.
         if !config.is_causal {
-            return refuse(
-                node,
-                "isn't causal; a mask computed in the graph can't be checked here",
-            );
+            return refuse("isn't causal; a mask computed in the graph can't be checked here");
         }
         if attention.inputs.iter().skip(3).any(|input| !input.is_optional()) {
             return refuse("has a mask or a cache of its own");
@@ -52,10 +49,7 @@ impl OpOverride for Prism {
             return refuse("has a soft cap, or hands out its scores");
         }
         if config.q_num_heads.is_some() {
-            return refuse(
-                node,
-                "splits the heads itself: export it with [batch, heads, n, head_dim]",
-            );
+            return refuse("splits the heads itself: export it with [batch, heads, n, head_dim]");
         }
         let [q, k, v] = [0, 1, 2].map(|i| context.arg(&attention.inputs[i]));
         let scale = match config.scale {

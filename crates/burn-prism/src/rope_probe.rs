@@ -147,7 +147,8 @@ impl Turned {
             for k in 0..head_dim {
                 let sum: f64 = (0..head_dim).map(|i| weight(i) * turned.at(i, row, k)).sum();
                 let got = turned.at(head_dim, row, k);
-                if !((sum - got).abs() <= 2.0 * ROUNDING * sum.abs().max(1.0)) {
+                let off = (sum - got).abs() / sum.abs().max(1.0);
+                if off.is_nan() || off > 2.0 * ROUNDING {
                     return not_a_rotation(format!(
                         "it isn't linear: dim {k} of a sum of vectors is {got}, of their images \
                          {sum}; leave norms and biases out"
@@ -183,15 +184,15 @@ fn partners(turned: &[&Turned]) -> Result<Vec<Option<usize>>, RopeMismatch> {
     let rows = || turned.iter().flat_map(|turned| [(turned, 0), (turned, 1)]);
     let meets = |i, k| rows().any(|(t, row)| t.at(i, row, k).abs() > AT_REST);
     let mut partners = vec![None; head_dim];
-    for i in 0..head_dim {
+    for (i, partner) in partners.iter_mut().enumerate() {
         for k in (0..head_dim).filter(|&k| k != i && (meets(i, k) || meets(k, i))) {
-            if let Some(other) = partners[i].replace(k) {
+            if let Some(other) = partner.replace(k) {
                 return not_a_rotation(format!("dim {i} mixes with dims {other} and {k}"));
             }
         }
         for (turned, row) in rows() {
             let kept = turned.at(i, row, i);
-            if partners[i].is_none() && (kept - 1.0).abs() > ROUNDING {
+            if partner.is_none() && (kept - 1.0).abs() > ROUNDING {
                 return not_a_rotation(format!(
                     "dim {i} turns with no other, but is scaled by {kept}"
                 ));
