@@ -1,4 +1,4 @@
-//! An ONNX model with Prism for its attention: `cargo run --release -p onnx_import`.
+//! An ONNX model with Prism for its attention: `cargo run --release` in this folder.
 //!
 //! `build.rs` imports the same file twice, as it is and with [`Attention`] in the place of its
 //! `Attention` nodes. Nothing else differs: both load the weights that the import wrote.
