@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use burn_prism::plan::support_table;
+use prism_models::memory::memory_table;
+use prism_models::{Memory, ModelConfig};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -24,30 +26,108 @@ fn tabled() -> Vec<(&'static str, Device)> {
     ]
 }
 
+/// The part of a page between two marks, and the page up to it and from its end on.
+fn generated<'a>(page: &'a str, begin: &str, end: &str) -> [&'a str; 3] {
+    let from = page.find(begin).expect("the page marks the table") + begin.len();
+    let to = page.find(end).expect("the page marks the end of the table");
+    [&page[..from], &page[from..to], &page[to..]]
+}
+
+/// Compares a page's generated part with what the code generates now, or rewrites it.
+fn bless(path: &str, [before, old, after]: [&str; 3], new: &str) {
+    if std::env::var_os("PRISM_BLESS").is_some() {
+        std::fs::write(root().join(path), format!("{before}{new}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(old, new, "run `cargo xtask bless`");
+}
+
 /// Every row that this build can generate; rows of devices that it leaves out stay as they are.
 #[test]
 fn bless_support_table_of_the_readme() {
-    const BEGIN: &str = "<!-- support table: generated from plan() -->\n";
-    const END: &str = "<!-- end of support table -->";
     let readme = read("README.md");
-    let begin = readme.find(BEGIN).expect("the README marks the table") + BEGIN.len();
-    let end = readme.find(END).expect("the README marks the end of the table");
-    let generated = support_table(&tabled());
+    let parts = generated(
+        &readme,
+        "<!-- support table: generated from plan() -->\n",
+        "<!-- end of support table -->",
+    );
+    let table = support_table(&tabled());
     let name = |row: &str| row.split('|').nth(1).unwrap_or_default().to_string();
-    let mut rows: Vec<&str> = readme[begin..end].lines().collect();
-    for row in generated.lines() {
+    let mut rows: Vec<&str> = parts[1].lines().collect();
+    for row in table.lines() {
         match rows.iter_mut().find(|old| name(old) == name(row)) {
             Some(old) => *old = row,
             None => rows.push(row),
         }
     }
     let table: String = rows.iter().flat_map(|row| [*row, "\n"]).collect();
-    if std::env::var_os("PRISM_BLESS").is_some() {
-        let text = format!("{}{table}{}", &readme[..begin], &readme[end..]);
-        std::fs::write(root().join("README.md"), text).unwrap();
-        return;
+    bless("README.md", parts, &table);
+}
+
+/// Models by the sizes in their `config.json`, and their parameters as published. All are written as
+/// a Llama, whose tensors they have: that of Qwen2.5 has a bias on the output projection too much.
+fn sized() -> [(&'static str, ModelConfig, u64); 4] {
+    let config = |sizes: &str| {
+        let json = format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": {sizes},
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500000.0,
+            "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "mlp_bias": false}}"#
+        );
+        ModelConfig::from_hugging_face(json.as_bytes()).unwrap()
+    };
+    let llama_8b = config(
+        r#"128, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256"#,
+    );
+    let llama_1b = config(
+        r#"64, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "tie_word_embeddings": true"#,
+    );
+    let qwen3_8b = config(
+        r#"128, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 151936"#,
+    );
+    let qwen2_7b = config(
+        r#"128, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+        "attention_bias": true"#,
+    );
+    [
+        ("Llama-3.1-8B", llama_8b, 8_030_261_248),
+        ("Llama-3.2-1B", llama_1b, 1_235_814_400),
+        ("Qwen3-8B", ModelConfig { qk_norm: true, ..qwen3_8b }, 8_190_735_360),
+        ("Qwen2.5-7B", qwen2_7b, 7_615_616_512 + 28 * 3584),
+    ]
+}
+
+#[test]
+fn bless_memory_table_of_the_models_page() {
+    let models = sized().map(|(name, config, _)| (name, config));
+    let table = memory_table(&models, &[8192, 32768, 131_072]).unwrap();
+    let page = read("docs/models.md");
+    let parts = generated(
+        &page,
+        "<!-- memory table: generated from Memory -->\n",
+        "<!-- end of memory table -->",
+    );
+    bless("docs/models.md", parts, &table);
+}
+
+/// What the table is made from, against numbers from elsewhere.
+#[test]
+fn memory_is_what_models_are_known_to_take() {
+    for (name, config, parameters) in sized() {
+        let memory = Memory::of(&config, 131_072, 128, 2).unwrap();
+        assert_eq!(memory.weights, 2 * parameters, "{name}");
     }
-    assert_eq!(&readme[begin..end], table, "run `cargo xtask bless`");
+    let [(_, llama, _), ..] = sized();
+    let memory = Memory::of(&llama, 131_072, 128, 2).unwrap();
+    // 128 KiB a token; a mean of 4 bytes for 128 keys of 2 is 1/64 of the keys.
+    assert_eq!(memory.kv_cache, 16 << 30);
+    assert_eq!(memory.pooled_keys, memory.kv_cache / 2 / 64);
+    assert_eq!(memory.pooled_queries, 32 * 1024 * 128 * 4);
+    assert_eq!(memory.selection, 32 * 1024 * (1024 / 8 + 4));
 }
 
 /// The annotated tree of the README names every crate and top-level folder that exists.

@@ -11,5 +11,6 @@ mod invariants;
 mod kernel_fixtures;
 mod linear;
 mod model_fixtures;
+mod rope_probe;
 mod rotated;
 mod smollm2;

@@ -19,7 +19,8 @@ use vulkan::Vulkan;
 const USAGE: &str = "\
 cargo xtask TASK
 
-  test            set up, then format check, clippy, doc tests, the CUDA kernels without a GPU, all tests
+  test            set up, then format check, clippy, doc tests, the ONNX example, the CUDA kernels without a GPU,
+                  all tests
   setup           only make sure that the machine has what the tests need
   sass [KERNEL]   compile the CUDA kernels without a GPU: registers, spills, instructions; of KERNEL
                   also the main loop's machine code, into target/sass
@@ -81,6 +82,7 @@ fn test() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().arg("clippy").args(CHECKED).args(["--all-targets", "--", "-D", "warnings"]))?;
     run(&mut tests(&["test", "--doc"]))?;
+    onnx_import()?;
     sass::check()?;
     // Last, so that the runner's own closing line ends the output.
     if has_nextest() {
@@ -91,6 +93,23 @@ fn test() -> Result<()> {
     }
     eprintln!("all green after {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Checks the example with a workspace of its own.
+fn onnx_import() -> Result<()> {
+    let manifest = root()?.join("examples/onnx_import/Cargo.toml");
+    let built = target()?.join("onnx_import");
+    let on = |task: &[&str]| {
+        let mut command = cargo();
+        command.args(task).arg("--manifest-path").arg(&manifest);
+        command
+    };
+    run(on(&["fmt"]).arg("--check"))?;
+    run(on(&["clippy", "--locked", "--all-targets"])
+        .arg("--target-dir")
+        .arg(&built)
+        .args(["--", "-D", "warnings"]))?;
+    run(on(&["test", "--locked"]).arg("--target-dir").arg(&built))
 }
 
 fn has_nextest() -> bool {

@@ -20,7 +20,7 @@
 //!
 //! Reading order: [`config`] (settings), [`attention`] (functions on tensors), [`module`] (what
 //! goes into a model), [`cache`] (prompts in chunks), [`plan`] (what will run, before it runs),
-//! [`report`] (what ran), [`mod@linear`] and [`mod@swiglu`] (the projections around attention) with
+//! [`report`] (what ran), [`mod@rope_probe`] (whether a config's RoPE is the model's), [`mod@linear`] and [`mod@swiglu`] (the projections around attention) with
 //! [`mod@plan_linear`], [`rotated`] with [`rotary`] (Q and K before RoPE), [`ops`] (what a backend supplies).
 //!
 //! # Feature flags
@@ -52,6 +52,8 @@ pub mod ops;
 pub mod plan;
 pub mod plan_linear;
 pub mod report;
+pub mod rope_mismatch;
+pub mod rope_probe;
 pub mod rotary;
 pub mod rotated;
 pub mod selected;
@@ -72,7 +74,14 @@ pub use prism_core::{
     Result, Rope, RopeLayout, RopeScaling, Scoring, SelectionRule, SequenceLengths,
 };
 pub use report::{Path, Reason, Report};
+pub use rope_mismatch::{RopeMismatch, RopeProbe, WrongBands};
+pub use rope_probe::probe_rope;
 pub use rotary::RotaryTable;
 pub use rotated::{Rotated, prism_attention_rotated, rotate_and_pool};
 pub use selected::SelectedBlocks;
 pub use swiglu::{GateUp, interleave, swiglu};
+
+/// The code of `docs/add-to-your-model.md`, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/add-to-your-model.md")]
+struct AddToYourModel;

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{PrismError, Result};
-use crate::rope::Rope;
+use crate::rope::{Rope, RopeLayout};
 
 /// How much mean pooling over `block` positions leaves of a pair that turns `inv_freq` radians a
 /// position: 1 for a still pair, 0 for one that cancels out.
@@ -54,11 +54,38 @@ impl Bands {
         let Some(rope) = rope else {
             return Ok(Self { head_dim, high: Vec::new(), low: (0..head_dim).collect() });
         };
-        let rotary = rope.rotary_dim(head_dim)?;
+        match rule {
+            BandRule::Auto => {
+                Self::of_pairs(rule, &rope.inv_freq(head_dim)?, rope.layout, head_dim, block)
+            }
+            // Fixed widths don't need the frequencies, only their number.
+            BandRule::Dims { .. } => {
+                let still = vec![0.0; rope.rotary_dim(head_dim)? / 2];
+                Self::of_pairs(rule, &still, rope.layout, head_dim, block)
+            }
+        }
+    }
+
+    /// Shares out the dims of a head whose leading pairs turn by `inv_freq`, radians a position,
+    /// fastest first.
+    ///
+    /// # Errors
+    /// More pairs than fit the head; widths that are odd, don't fit, or are both 0.
+    pub fn of_pairs(
+        rule: BandRule,
+        inv_freq: &[f64],
+        layout: RopeLayout,
+        head_dim: usize,
+        block: usize,
+    ) -> Result<Self> {
+        let rotary = 2 * inv_freq.len();
+        if rotary > head_dim {
+            let reason = format!("{rotary} dims can't turn in a head of {head_dim}");
+            return Err(PrismError::Bands { reason });
+        }
         let still = head_dim - rotary;
         let (high, low) = match rule {
             BandRule::Auto => {
-                let inv_freq = rope.inv_freq(head_dim)?;
                 let passing = inv_freq.iter().position(|&f| attenuation(f, block) > 0.5);
                 let start = (2 * passing.unwrap_or(rotary / 2) + 8) / 16 * 16;
                 let start = start.min(rotary);
@@ -85,7 +112,7 @@ impl Bands {
             }
         };
         let pairs = |range: std::ops::Range<usize>| {
-            let mut dims: Vec<usize> = range.flat_map(|j| rope.pair(j, rotary)).collect();
+            let mut dims: Vec<usize> = range.flat_map(|j| layout.pair(j, rotary)).collect();
             dims.sort_unstable();
             dims
         };
@@ -120,7 +147,6 @@ impl Bands {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rope::RopeLayout;
     use rstest::rstest;
 
     #[rstest]

@@ -19,6 +19,16 @@ pub enum RopeLayout {
     Interleaved,
 }
 
+impl RopeLayout {
+    /// The two dims of pair `j`.
+    pub fn pair(self, j: usize, rotary_dim: usize) -> [usize; 2] {
+        match self {
+            Self::RotateHalf => [j, j + rotary_dim / 2],
+            Self::Interleaved => [2 * j, 2 * j + 1],
+        }
+    }
+}
+
 /// How a model's inverse frequencies were changed to extend its context.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -94,10 +104,7 @@ impl Rope {
 
     /// The two dims of pair `j`.
     pub fn pair(&self, j: usize, rotary_dim: usize) -> [usize; 2] {
-        match self.layout {
-            RopeLayout::RotateHalf => [j, j + rotary_dim / 2],
-            RopeLayout::Interleaved => [2 * j, 2 * j + 1],
-        }
+        self.layout.pair(j, rotary_dim)
     }
 
     /// Inverse frequency of each pair, radians a position, after scaling; `rotary_dim / 2` of them.

@@ -3,7 +3,7 @@
 //! Reading order: [`checkpoint`] (a Hugging Face directory or a [`gguf`] file, seen alike),
 //! [`config`], [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`],
 //! [`tokenizer`] and [`template`] (text in), [`sample`] and [`generate`] (text out),
-//! [`perplexity`].
+//! [`perplexity`], [`memory`] (what a prompt will take).
 //!
 //! Files are untrusted. Every reader here validates before it allocates, and answers a bad file
 //! with a typed error that says the limit and the value it got.
@@ -17,6 +17,7 @@ pub mod gguf;
 pub mod llama;
 mod llama3_factors;
 pub mod load;
+pub mod memory;
 pub mod mlp;
 pub mod model_error;
 pub mod names;
@@ -34,9 +35,15 @@ pub use checkpoint::{Checkpoint, TensorAudit};
 pub use config::ModelConfig;
 pub use error::{ConfigError, LoadError};
 pub use llama::{Llama, LlamaCache};
+pub use memory::Memory;
 pub use model_error::ModelError;
 pub use perplexity::Predictions;
 pub use sample::{SampleError, Sampler};
 pub use self_attention::LayerTrace;
 pub use template::{ChatTemplate, Message, TemplateError};
 pub use tokenizer::{DecodeStream, Tokenizer, TokenizerError};
+
+/// The code of `docs/models.md`, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/models.md")]
+struct ModelsPage;
