@@ -22,7 +22,7 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Values that one task decodes: long enough to pay for starting it.
 const TASK_VALUES: usize = 1 << 16;
 /// Values after which the pages they were read from are given back.
-const WINDOW_VALUES: usize = 1 << 22;
+const WINDOW_VALUES: usize = 1 << 20;
 /// Most dimensions of a tensor: far above any weight's.
 const MAX_RANK: usize = 8;
 /// Most entries of `__metadata__`, which nobody reads here.
