@@ -1,10 +1,7 @@
 //! The architectures that [`Llama`](crate::Llama) runs, and what each implies beside the sizes.
 
-use serde::{Deserialize, Serialize};
-
 /// A family of decoders that share one structure and differ in biases and norms of attention.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// Llama 2, 3, 3.1, 3.2 and whatever else calls itself `LlamaForCausalLM`.
     Llama,

@@ -200,10 +200,7 @@ fn is_a_sliding_window_refused_only_where_it_is_in_use() {
     let mistral = |more| of("MistralForCausalLM", more);
     assert!(mistral(json!({ "sliding_window": null })).is_ok());
     for (config, name) in [
-        (
-            qwen(json!({ "use_sliding_window": true, "max_window_layers": 1 })),
-            "use_sliding_window",
-        ),
+        (qwen(json!({ "use_sliding_window": true, "max_window_layers": 1 })), "use_sliding_window"),
         (qwen(json!({ "layer_types": ["full_attention", "sliding_attention"] })), "layer_types"),
         (qwen(json!({ "layer_types": ["full_attention"] })), "layer_types"),
         (mistral(json!({ "sliding_window": 4096 })), "sliding_window"),

@@ -1,7 +1,7 @@
 //! Malformed safetensors containers, and directories whose weights do not match.
 
-use prism_models::safetensors_file::{SafetensorsError, SafetensorsFile};
 use burn::tensor::DType;
+use prism_models::safetensors_file::{SafetensorsError, SafetensorsFile};
 use prism_models::{Checkpoint, LoadError};
 use safetensors::SafeTensorError;
 use safetensors::tensor::Dtype;
@@ -150,7 +150,9 @@ fn is_an_unknown_dtype_refused() {
 #[test]
 fn is_a_dtype_that_is_no_float_refused_on_conversion() {
     let file = open(&one("I64", "[1]", "[0,8]", 8)).unwrap();
-    let LoadError::Safetensors { source, .. } = file.values::<f32>("a").unwrap_err() else { panic!() };
+    let LoadError::Safetensors { source, .. } = file.values::<f32>("a").unwrap_err() else {
+        panic!()
+    };
     assert!(matches!(source, SafetensorsError::UnsupportedDtype { got: Dtype::I64, .. }));
 }
 

@@ -63,12 +63,18 @@ fn config(architecture: &str, rope: serde_json::Value) -> serde_json::Value {
 /// Configurations of every architecture and scaling.
 fn configs() -> [String; 4] {
     [
-        ("Llama", json!({ "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+        (
+            "Llama",
+            json!({ "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
             "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8 })),
-        ("Qwen3", json!({ "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+            "original_max_position_embeddings": 8 }),
+        ),
+        (
+            "Qwen3",
+            json!({ "rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
             "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.5,
-            "original_max_position_embeddings": 4 })),
+            "original_max_position_embeddings": 4 }),
+        ),
         ("Qwen2", json!({ "rope_type": "dynamic", "factor": 2.0 })),
         ("Mistral", json!({ "type": "linear", "factor": 2.0 })),
     ]
