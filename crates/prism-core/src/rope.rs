@@ -41,6 +41,18 @@ pub enum RopeScaling {
         /// Divisor, ≥ 1.
         factor: f64,
     },
+    /// Dynamic NTK: beyond the original context θ grows with the length of the sequence. The
+    /// frequencies are those of one `length`: keys that were rotated stay as they are, so all of a
+    /// sequence must be rotated alike, and whoever knows its length sets it
+    /// ([`Rope::for_length`]). Up to the original context nothing is scaled.
+    Dynamic {
+        /// How fast θ grows, ≥ 1.
+        factor: f64,
+        /// Context length up to which nothing is scaled.
+        original_max_positions: usize,
+        /// Positions of the sequence that the frequencies are for.
+        length: usize,
+    },
     /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between.
     Llama3 {
         /// Divisor of the long wavelengths, ≥ 1.
@@ -88,6 +100,15 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// The embedding of a sequence of `length` positions: the same one, but for
+    /// [dynamic](RopeScaling::Dynamic) scaling.
+    pub fn for_length(mut self, positions: usize) -> Self {
+        if let RopeScaling::Dynamic { length, .. } = &mut self.scaling {
+            *length = positions;
+        }
+        self
+    }
+
     /// The number of rotated dims of a head.
     ///
     /// # Errors
@@ -143,6 +164,15 @@ impl RopeScaling {
             Self::Linear { factor } => {
                 at_least_one(factor)?;
                 inv_freq.iter_mut().for_each(|f| *f /= factor);
+            }
+            Self::Dynamic { factor, original_max_positions, length } => {
+                at_least_one(factor)?;
+                let original = positions(original_max_positions)?;
+                let stretch = factor * (length as f64 / original).max(1.0) - (factor - 1.0);
+                // θ·stretch^(d/(d−2)) in place of θ; the first pair turns as before whatever θ is.
+                for (j, f) in inv_freq.iter_mut().enumerate().skip(1) {
+                    *f *= stretch.powf(-2.0 * j as f64 / (rotary as f64 - 2.0));
+                }
             }
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 at_least_one(factor)?;
@@ -251,11 +281,35 @@ mod tests {
     }
 
     #[test]
+    fn dynamic_ntk_is_a_larger_theta_for_longer_sequences_only() {
+        let plain = Rope::new(1e4);
+        let scaling =
+            RopeScaling::Dynamic { factor: 2.0, original_max_positions: 4096, length: 4096 };
+        let rope = Rope { scaling, ..plain };
+        for short in [0, 1, 4096] {
+            assert_eq!(rope.for_length(short).inv_freq(128), plain.inv_freq(128));
+        }
+        // Three times the original context: θ times (2·3 − 1)^(128/126).
+        let grown = Rope::new(1e4 * 5f64.powf(128.0 / 126.0)).inv_freq(128).unwrap();
+        let scaled = rope.for_length(3 * 4096).inv_freq(128).unwrap();
+        for (a, b) in scaled.iter().zip(grown) {
+            assert!((a / b - 1.0).abs() < 1e-12);
+        }
+        assert_eq!(rope.for_length(1 << 20).inv_freq(2), plain.inv_freq(2));
+        assert_eq!(plain.for_length(9), plain);
+    }
+
+    #[test]
     fn bad_settings_are_refused() {
         assert!(Rope::new(f64::NAN).inv_freq(64).is_err());
         assert!(Rope { rotary_dim: Some(65), ..Rope::new(1e4) }.inv_freq(64).is_err());
         assert!(Rope { rotary_dim: Some(31), ..Rope::new(1e4) }.inv_freq(64).is_err());
-        let scaling = RopeScaling::Linear { factor: 0.0 };
-        assert!(Rope { scaling, ..Rope::new(1e4) }.inv_freq(64).is_err());
+        for scaling in [
+            RopeScaling::Linear { factor: 0.0 },
+            RopeScaling::Dynamic { factor: 0.5, original_max_positions: 64, length: 64 },
+            RopeScaling::Dynamic { factor: 2.0, original_max_positions: 0, length: 64 },
+        ] {
+            assert!(Rope { scaling, ..Rope::new(1e4) }.inv_freq(64).is_err());
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! One view of a model's files, whichever way they are stored: the names and the row order of
-//! Hugging Face, weights as 32-bit floats.
+//! Hugging Face, weights in the element type asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+
+use burn::tensor::{DType, Element, ElementConversion, ElementLimits, TensorData};
+use half::{bf16, f16};
+use rayon::prelude::*;
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
@@ -64,7 +68,7 @@ impl Checkpoint {
 
     fn from_directory(directory: SafetensorsDir) -> Result<Self, LoadError> {
         let config = directory.config()?;
-        let names = directory.weights().tensor_names().into_iter();
+        let names = directory.weights().tensor_names().map(str::to_owned);
         let stored =
             names.map(|name| (name.clone(), Stored { name, order: RowOrder::Halves })).collect();
         Ok(Self { files: Files::Directory(directory), config, stored })
@@ -85,7 +89,8 @@ impl Checkpoint {
             .filter(|&name| name != ROPE_DIVISORS)
             .map(|name| {
                 let plain = || (name.to_owned(), RowOrder::Halves);
-                let (canonical, order) = names::from_gguf(name).unwrap_or_else(plain);
+                let (canonical, order) =
+                    names::from_gguf(name, config.architecture).unwrap_or_else(plain);
                 (canonical, Stored { name: name.to_owned(), order })
             })
             .collect();
@@ -121,6 +126,22 @@ impl Checkpoint {
         }
     }
 
+    /// Checks that a tensor is there and has a shape, without reading it.
+    ///
+    /// # Errors
+    ///
+    /// The tensor is missing or has another shape.
+    pub fn check_shape(&self, name: &str, expected: &[usize]) -> Result<(), LoadError> {
+        match self.shape(name) {
+            None => Err(LoadError::MissingTensor { name: name.into() }),
+            Some(got) if got != expected => {
+                let (expected, got) = (expected.to_vec(), got.to_vec());
+                Err(LoadError::WrongShape { name: name.into(), expected, got })
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Reads a tensor by canonical name as 32-bit floats, row-major.
     ///
     /// # Errors
@@ -128,33 +149,7 @@ impl Checkpoint {
     /// The tensor is missing, has another shape, is stored in a type that cannot be converted, or
     /// there is no memory for its values.
     pub fn f32_tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>, LoadError> {
-        let missing = || LoadError::MissingTensor { name: name.into() };
-        let got = self.shape(name).ok_or_else(missing)?;
-        if got != expected_shape {
-            return Err(LoadError::WrongShape {
-                name: name.into(),
-                expected: expected_shape.to_vec(),
-                got: got.to_vec(),
-            });
-        }
-        let stored = self.stored.get(name).ok_or_else(missing)?;
-        let values = match &self.files {
-            Files::Gguf(file) => file.dequantise(&stored.name)?,
-            Files::Directory(directory) => directory.weights().to_f32(&stored.name)?,
-        };
-        let heads = match stored.order {
-            RowOrder::Halves => return Ok(values),
-            RowOrder::InterleavedQ => self.config.q_heads,
-            RowOrder::InterleavedK => self.config.kv_heads,
-        };
-        let head_dim = self.config.head_dim;
-        if expected_shape.first() != Some(&(heads * head_dim)) {
-            let mut expected = expected_shape.to_vec();
-            expected[0] = heads * head_dim;
-            let (name, got) = (name.into(), got.to_vec());
-            return Err(LoadError::WrongShape { name, expected, got });
-        }
-        Ok(names::halves_from_interleaved(&values, heads, head_dim))
+        self.values(name, expected_shape)
     }
 
     /// As [`Checkpoint::f32_tensor`], and refuses NaN and infinite weights.
@@ -167,14 +162,82 @@ impl Checkpoint {
         name: &str,
         expected_shape: &[usize],
     ) -> Result<Vec<f32>, LoadError> {
-        let values = self.f32_tensor(name, expected_shape)?;
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(index) => {
-                let (name, value) = (name.into(), values[index]);
-                Err(LoadError::NonFiniteWeight { name, index, value })
+        self.finite_values(name, expected_shape)
+    }
+
+    /// Reads a tensor by canonical name as values of `dtype`, which is F32, F16 or BF16, and
+    /// refuses NaN and infinite weights.
+    ///
+    /// From safetensors nothing is held beside these values but a few megabytes of the file.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Checkpoint::finite_f32_tensor`], a weight too large for the type, or another
+    /// type.
+    pub fn finite_data(
+        &self,
+        name: &str,
+        expected_shape: &[usize],
+        dtype: DType,
+    ) -> Result<TensorData, LoadError> {
+        let shape = expected_shape.to_vec();
+        Ok(match dtype {
+            DType::F32 => TensorData::new(self.finite_values::<f32>(name, &shape)?, shape),
+            DType::F16 => TensorData::new(self.finite_values::<f16>(name, &shape)?, shape),
+            DType::BF16 => TensorData::new(self.finite_values::<bf16>(name, &shape)?, shape),
+            got => return Err(LoadError::WeightType { got }),
+        })
+    }
+
+    fn finite_values<T: Element + ElementLimits>(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Vec<T>, LoadError> {
+        let values = self.values::<T>(name, shape)?;
+        let Some(index) = values.par_iter().position_first(|value| !value.to_f32().is_finite())
+        else {
+            return Ok(values);
+        };
+        // Read again: what the file says, not what became of it.
+        let value = self.values::<f32>(name, shape)?[index];
+        let name = name.to_owned();
+        Err(if value.is_finite() {
+            let (dtype, limit) = (T::dtype(), T::MAX.to_f32());
+            LoadError::WeightOverflow { name, index, value, dtype, limit }
+        } else {
+            LoadError::NonFiniteWeight { name, index, value }
+        })
+    }
+
+    fn values<T: Element>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>, LoadError> {
+        self.check_shape(name, shape)?;
+        let missing = || LoadError::MissingTensor { name: name.into() };
+        let stored = self.stored.get(name).ok_or_else(missing)?;
+        let file = match &self.files {
+            Files::Directory(directory) => return directory.weights().values(&stored.name),
+            Files::Gguf(file) => file,
+        };
+        let values = file.dequantise(&stored.name)?;
+        let heads = match stored.order {
+            RowOrder::Halves => None,
+            RowOrder::InterleavedQ => Some(self.config.q_heads),
+            RowOrder::InterleavedK => Some(self.config.kv_heads),
+        };
+        let values = match heads {
+            None => values,
+            Some(heads) => {
+                let head_dim = self.config.head_dim;
+                if shape.first() != Some(&(heads * head_dim)) {
+                    let mut expected = shape.to_vec();
+                    expected[0] = heads * head_dim;
+                    let (name, got) = (name.into(), shape.to_vec());
+                    return Err(LoadError::WrongShape { name, expected, got });
+                }
+                names::halves_from_interleaved(&values, heads, head_dim)
             }
-        }
+        };
+        Ok(values.into_iter().map(|value| value.elem()).collect())
     }
 
     /// The names and row-major shapes of all tensors that the model needs.

@@ -1,13 +1,20 @@
 //! The sizes and settings of a model, from a Hugging Face `config.json` or from GGUF metadata.
 
+mod architecture;
+mod fields;
 mod from_gguf;
 mod hugging_face;
+mod refusals;
+mod rope;
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use crate::error::ConfigError;
 use prism_core::Rope;
+
+pub use architecture::Architecture;
+pub(crate) use architecture::SUPPORTED as SUPPORTED_ARCHITECTURES;
 
 /// Largest `config.json` that is read, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -22,9 +29,11 @@ const MAX_HEAD_DIM: usize = 1024;
 const MAX_VOCAB: usize = 1 << 22;
 const MAX_POSITIONS: usize = 1 << 27;
 
-/// Sizes and settings of a decoder-only transformer of the Llama family.
+/// Sizes and settings of a decoder-only transformer of the Llama kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// The family.
+    pub architecture: Architecture,
     /// Channels of the residual stream.
     pub hidden_size: usize,
     /// Channels inside the feed-forward network.
@@ -51,8 +60,10 @@ pub struct ModelConfig {
     pub bos_ids: Vec<u32>,
     /// Ids that end generation; possibly none.
     pub eos_ids: Vec<u32>,
-    /// Whether the projections of attention add a bias.
-    pub attention_bias: bool,
+    /// Whether the projections to queries, keys and values add a bias.
+    pub qkv_bias: bool,
+    /// Whether the output projection of attention adds a bias.
+    pub output_bias: bool,
     /// Whether queries and keys are normalised head by head.
     pub qk_norm: bool,
 }
@@ -120,6 +131,10 @@ fn stretch_factor(field: &str, got: f64) -> Result<f64, ConfigError> {
         return Ok(got);
     }
     Err(out_of_range(field, "finite and at least 1", got))
+}
+
+fn unsupported(field: &'static str, got: impl ToString, supported: &'static str) -> ConfigError {
+    ConfigError::Unsupported { field, got: got.to_string(), supported }
 }
 
 fn out_of_range(field: &str, allowed: impl Into<String>, got: impl Display) -> ConfigError {

@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::DType;
+
+use crate::config::SUPPORTED_ARCHITECTURES;
 use crate::gguf::GgufError;
-use crate::safetensors_dir::SafetensorsError;
+use crate::safetensors_file::SafetensorsError;
+use crate::shards::IndexError;
 use crate::template::TemplateError;
 use crate::tokenizer::TokenizerError;
 
@@ -56,11 +60,13 @@ pub enum LoadError {
         /// File name looked for.
         name: &'static str,
     },
-    /// The weights are split over several files.
-    #[error("{path} splits the weights into shards; only a single model.safetensors is supported")]
-    ShardedWeights {
+    /// The index of weights in several files is malformed, or the files are not as it says.
+    #[error("{path}: {source}")]
+    Index {
         /// Index of the shards.
         path: PathBuf,
+        /// What is wrong with it.
+        source: IndexError,
     },
     /// The GGUF container is malformed or uses something unsupported.
     #[error("{path}: {source}")]
@@ -128,15 +134,38 @@ pub enum LoadError {
         /// The value there.
         value: f32,
     },
+    /// A weight is too large for the element type of the model.
+    #[error("tensor `{name}` holds {value} at flat index {index}; {dtype:?} ends at {limit}")]
+    WeightOverflow {
+        /// Canonical name.
+        name: String,
+        /// Row-major position.
+        index: usize,
+        /// The value there.
+        value: f32,
+        /// Type asked for.
+        dtype: DType,
+        /// Largest value of that type.
+        limit: f32,
+    },
+    /// Weights can't be had in this type.
+    #[error("weights of type {got:?} are not supported; supported: F32, F16, BF16")]
+    WeightType {
+        /// Type asked for.
+        got: DType,
+    },
     /// The decoded tensor does not fit into memory.
     #[error("no memory for the {elements} values of tensor `{name}`")]
     OutOfMemory {
         /// Tensor.
         name: String,
-        /// Number of 32-bit values asked for.
+        /// Number of values asked for.
         elements: usize,
     },
 }
+
+/// For messages.
+const SUPPORTED_ROPES: &str = "default, linear, dynamic, llama3, yarn";
 
 /// Why a model configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -190,22 +219,40 @@ pub enum ConfigError {
         got: usize,
     },
     /// Another model family.
-    #[error("architecture {got} is not supported yet; supported: llama")]
+    #[error("architecture {got} is not supported; supported: {SUPPORTED_ARCHITECTURES}")]
     UnsupportedArchitecture {
         /// Architecture in the file.
         got: String,
     },
     /// Another rotary scaling.
-    #[error("rope type {got} is not supported; supported: default, linear, llama3, yarn")]
+    #[error("rope type {got} is not supported; supported: {SUPPORTED_ROPES}")]
     UnsupportedRope {
         /// Rope type in the file.
         got: String,
+    },
+    /// A setting of the rotary scaling that its type doesn't have.
+    #[error("rope type {rope_type} has no setting `{field}`; it would be without effect")]
+    RopeSetting {
+        /// Name of the setting.
+        field: String,
+        /// Rope type in the file.
+        rope_type: String,
     },
     /// Any other setting that this crate does not implement.
     #[error("`{field}` = {got} is not supported; supported: {supported}")]
     Unsupported {
         /// Name of the field.
         field: &'static str,
+        /// Value in the file.
+        got: String,
+        /// What would be accepted.
+        supported: &'static str,
+    },
+    /// Any other setting of a GGUF file that this crate does not implement.
+    #[error("`{field}` = {got} is not supported; supported: {supported}")]
+    UnsupportedMetadata {
+        /// Key of the metadata.
+        field: String,
         /// Value in the file.
         got: String,
         /// What would be accepted.

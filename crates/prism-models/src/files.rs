@@ -2,6 +2,7 @@
 
 use std::fs::{File, FileType};
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -20,6 +21,21 @@ pub(crate) fn map(path: &Path) -> Result<Mmap, LoadError> {
     let map = unsafe { Mmap::map(&file) }.map_err(|source| io(path, source))?;
     refuse_lfs_pointer(path, &map)?;
     Ok(map)
+}
+
+/// Gives the memory of a range back that won't be read again soon. Where that isn't possible the
+/// pages stay until the system wants them.
+pub(crate) fn release(map: &Mmap, range: Range<usize>) {
+    #[cfg(unix)]
+    if !range.is_empty() {
+        // SAFETY: the map is of a file and read-only, so that a page that is dropped and touched
+        // again is read from the file again: no byte changes.
+        let _ = unsafe {
+            map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 /// Reads a regular, non-empty file of at most `limit` bytes that is not a Git LFS pointer.

@@ -1,6 +1,7 @@
-//! Llama models for Burn with Prism attention, from files to text.
+//! Llama, Mistral and Qwen models for Burn with Prism attention, from files to text.
 //!
-//! Reading order: [`checkpoint`] (a Hugging Face directory or a [`gguf`] file, seen alike),
+//! Reading order: [`checkpoint`] (a Hugging Face directory or a [`gguf`] file, seen alike;
+//! [`safetensors_dir`], [`shards`], [`safetensors_file`]),
 //! [`config`], [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`],
 //! [`tokenizer`] and [`template`] (text in), [`sample`] and [`generate`] (text out),
 //! [`perplexity`], [`memory`] (what a prompt will take).
@@ -26,13 +27,15 @@ mod projection;
 pub mod rope;
 mod rows;
 pub mod safetensors_dir;
+pub mod safetensors_file;
 pub mod sample;
 pub mod self_attention;
+pub mod shards;
 pub mod template;
 pub mod tokenizer;
 
 pub use checkpoint::{Checkpoint, TensorAudit};
-pub use config::ModelConfig;
+pub use config::{Architecture, ModelConfig};
 pub use error::{ConfigError, LoadError};
 pub use llama::{Llama, LlamaCache};
 pub use memory::Memory;

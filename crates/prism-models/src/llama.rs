@@ -1,4 +1,7 @@
-//! Llama: decoder-only transformer with RMSNorm, RoPE, grouped-query attention and SwiGLU.
+//! Llama and its kin (Mistral, Qwen 2 and 3): decoder-only transformer with RMSNorm, RoPE,
+//! grouped-query attention and SwiGLU.
+
+use std::borrow::Cow;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -36,6 +39,9 @@ pub struct Llama {
     /// Inverse frequency of each rotary pair.
     #[module(skip)]
     pub(crate) inv_freq: Vec<f64>,
+    /// Whether caches beyond the original context have inverse frequencies of their own.
+    #[module(skip)]
+    pub(crate) dynamic: bool,
 }
 
 /// Caches of all layers.
@@ -116,13 +122,25 @@ impl Llama {
             let (pairs, got) = (self.inv_freq.len(), inv_freq.len());
             return Err(ModelError::RotaryPairs { pairs, got });
         }
-        self.inv_freq = inv_freq;
+        (self.inv_freq, self.dynamic) = (inv_freq, false);
         Ok(())
     }
 
-    /// Inverse frequency of each rotary pair, radians a position.
+    /// Inverse frequency of each rotary pair, radians a position; under dynamic scaling those of
+    /// sequences within the original context.
     pub fn inv_freq(&self) -> &[f64] {
         &self.inv_freq
+    }
+
+    /// Inverse frequencies for all positions of a cache. Under dynamic scaling they depend on the
+    /// length of the sequence, and the keys in the cache stay rotated as they were: its capacity
+    /// therefore decides, which holds from the first token to the last.
+    fn inv_freq_in(&self, cache: &LlamaCache) -> Result<Cow<'_, [f64]>, ModelError> {
+        if !self.dynamic {
+            return Ok(Cow::Borrowed(&self.inv_freq));
+        }
+        let rope = self.config.rope.for_length(cache.capacity());
+        Ok(Cow::Owned(rope.inv_freq(self.config.head_dim)?))
     }
 
     /// The device of the weights.
@@ -170,7 +188,7 @@ impl Llama {
         let tokens =
             Tensor::<1, Int>::from_data(TensorData::new(tokens, [n]), (&device, DType::I32));
         let rotation = Rotation::new(
-            &self.inv_freq,
+            &self.inv_freq_in(cache)?,
             self.config.rope.attention_factor(),
             cache.len(),
             n,

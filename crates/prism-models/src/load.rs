@@ -1,9 +1,10 @@
 //! From checkpoint to model.
 
 use burn::module::Param;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use burn_nn::{Linear, RmsNorm};
 use burn_prism::GateUp;
+use prism_core::RopeScaling;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::LoadError;
@@ -17,24 +18,31 @@ impl Llama {
     /// `(tensors done, tensors in all)`.
     ///
     /// # Errors
-    /// Tensors that are missing, left over, of another shape, unreadable or not finite; biases or
-    /// norms that this model doesn't have.
+    /// A type other than F32, F16 and BF16, or that the device lacks. Tensors that are missing, left
+    /// over or of another shape, before any is read; then those that are unreadable, not finite or
+    /// too large for the type.
     pub fn load(
         checkpoint: &Checkpoint,
         dtype: DType,
         device: &Device,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
-        let audit = checkpoint.audit();
-        if let Some(name) = audit.missing.first() {
-            return Err(LoadError::MissingTensor { name: name.clone() }.into());
+        let compute = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        if !compute || !device.supports_dtype(dtype) {
+            let device = format!("{device:?}");
+            return Err(ModelError::ComputeType { dtype, device });
         }
+        let expected = checkpoint.expected_tensors();
+        for (name, shape) in &expected {
+            checkpoint.check_shape(name, shape)?;
+        }
+        let audit = checkpoint.audit();
         if !audit.unexpected.is_empty() {
             return Err(ModelError::UnexpectedTensors { names: audit.unexpected });
         }
         let config = checkpoint.config().clone();
         let inv_freq = config.rope.inv_freq(config.head_dim)?;
-        let total = checkpoint.expected_tensors().len();
+        let total = expected.len();
         let mut loader = Loader { checkpoint, dtype, device, progress, done: 0, total };
         let (hidden, d) = (config.hidden_size, config.head_dim);
         let (q, kv) = (config.q_heads * d, config.kv_heads * d);
@@ -42,19 +50,28 @@ impl Llama {
         let embedding = loader.param("model.embed_tokens.weight", [config.vocab_size, hidden])?;
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
-            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-            let mut linear = |part: &str, rows, columns| loader.linear(&name(part), rows, columns);
-            let attention = SelfAttention::new(
-                linear("self_attn.q_proj", q, hidden)?,
-                linear("self_attn.k_proj", kv, hidden)?,
-                linear("self_attn.v_proj", kv, hidden)?,
-                linear("self_attn.o_proj", hidden, q)?,
+            let layer = format!("model.layers.{layer}");
+            let name = |part: &str| format!("{layer}.{part}.weight");
+            let mut linear = |part: &str, rows, columns, biased| {
+                loader.linear(&format!("{layer}.self_attn.{part}"), [rows, columns], biased)
+            };
+            let mut attention = SelfAttention::new(
+                linear("q_proj", q, hidden, config.qkv_bias)?,
+                linear("k_proj", kv, hidden, config.qkv_bias)?,
+                linear("v_proj", kv, hidden, config.qkv_bias)?,
+                linear("o_proj", hidden, q, config.output_bias)?,
                 d,
             );
+            if config.qk_norm {
+                let q_norm = loader.norm(&name("self_attn.q_norm"), d, eps)?;
+                let k_norm = loader.norm(&name("self_attn.k_norm"), d, eps)?;
+                attention = attention.with_norms(q_norm, k_norm);
+            }
             let mut weight =
                 |part: &str| loader.weight(&name(part), config.intermediate_size, hidden);
             let gate_up = GateUp::new(weight("mlp.gate_proj")?, weight("mlp.up_proj")?)?;
-            let down = loader.linear(&name("mlp.down_proj"), hidden, config.intermediate_size)?;
+            let down = format!("{layer}.mlp.down_proj");
+            let down = loader.linear(&down, [hidden, config.intermediate_size], false)?;
             let mlp = Mlp::new(gate_up, down);
             layers.push(DecoderLayer {
                 input_norm: loader.norm(&name("input_layernorm"), hidden, eps)?,
@@ -69,7 +86,8 @@ impl Llama {
         } else {
             Some(loader.param("lm_head.weight", [config.vocab_size, hidden])?)
         };
-        Ok(Self { embedding, layers, norm, head, config, inv_freq })
+        let dynamic = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
+        Ok(Self { embedding, layers, norm, head, config, inv_freq, dynamic })
     }
 }
 
@@ -88,10 +106,10 @@ impl Loader<'_> {
         name: &str,
         shape: [usize; D],
     ) -> Result<Tensor<D>, LoadError> {
-        let values = self.checkpoint.finite_f32_tensor(name, &shape)?;
+        let data = self.checkpoint.finite_data(name, &shape, self.dtype)?;
         self.done += 1;
         (self.progress)(self.done, self.total);
-        Ok(Tensor::from_data(TensorData::new(values, shape), (self.device, self.dtype)))
+        Ok(Tensor::from_data(data, (self.device, self.dtype)))
     }
 
     fn param<const D: usize>(
@@ -107,9 +125,15 @@ impl Loader<'_> {
         Ok(self.tensor(name, [rows, columns])?.transpose())
     }
 
-    fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear, LoadError> {
-        let weight = self.weight(name, rows, columns)?;
-        Ok(Linear { weight: Param::from_tensor(weight), bias: None })
+    fn linear(
+        &mut self,
+        name: &str,
+        [rows, columns]: [usize; 2],
+        biased: bool,
+    ) -> Result<Linear, LoadError> {
+        let weight = self.weight(&format!("{name}.weight"), rows, columns)?;
+        let bias = if biased { Some(self.param(&format!("{name}.bias"), [rows])?) } else { None };
+        Ok(Linear { weight: Param::from_tensor(weight), bias })
     }
 
     fn norm(&mut self, name: &str, width: usize, epsilon: f64) -> Result<RmsNorm, LoadError> {

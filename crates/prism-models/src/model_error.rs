@@ -27,6 +27,16 @@ pub enum ModelError {
         /// Their names.
         names: Vec<String>,
     },
+    /// An element type that models can't compute in, or that the device lacks.
+    #[error(
+        "can't compute in {dtype:?} on {device}; allowed: of F32, F16 and BF16 what the device has"
+    )]
+    ComputeType {
+        /// The type asked for.
+        dtype: DType,
+        /// The device.
+        device: String,
+    },
     /// No tokens to run.
     #[error("there are no tokens to run")]
     NoTokens,

@@ -3,7 +3,7 @@
 //! The names are those of Hugging Face. GGUF files have shorter ones, and store the rows of the
 //! query and key projections in another order, which [`from_gguf`] reports.
 
-use crate::config::ModelConfig;
+use crate::config::{Architecture, ModelConfig};
 
 /// Order of a tensor's rows within each head, as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub enum RowOrder {
     InterleavedK,
 }
 
-/// The canonical name of a tensor of a GGUF file of the architecture `llama`, and the order of
-/// its rows; `None` for a name that such a file does not have.
-pub fn from_gguf(name: &str) -> Option<(String, RowOrder)> {
+/// The canonical name of a tensor of a GGUF file of an architecture, and the order of its rows;
+/// `None` for a name that no such file has. Only files of Llama have rows in another order.
+pub fn from_gguf(name: &str, architecture: Architecture) -> Option<(String, RowOrder)> {
     let plain = |name: &str| Some((name.to_owned(), RowOrder::Halves));
     match name {
         "token_embd.weight" => return plain("model.embed_tokens.weight"),
@@ -38,10 +38,13 @@ pub fn from_gguf(name: &str) -> Option<(String, RowOrder)> {
         ("ffn_down", "weight") => ("mlp.down_proj", RowOrder::Halves),
         ("attn_q", "weight" | "bias") => ("self_attn.q_proj", RowOrder::InterleavedQ),
         ("attn_k", "weight" | "bias") => ("self_attn.k_proj", RowOrder::InterleavedK),
+        ("attn_q_norm", "weight") => ("self_attn.q_norm", RowOrder::Halves),
+        ("attn_k_norm", "weight") => ("self_attn.k_norm", RowOrder::Halves),
         ("attn_v", "weight" | "bias") => ("self_attn.v_proj", RowOrder::Halves),
         ("attn_output", "weight" | "bias") => ("self_attn.o_proj", RowOrder::Halves),
         _ => return None,
     };
+    let order = if architecture == Architecture::Llama { order } else { RowOrder::Halves };
     Some((format!("model.layers.{layer}.{part}.{kind}"), order))
 }
 
@@ -63,11 +66,14 @@ pub fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         };
         push("input_layernorm.weight", &[hidden]);
         push("post_attention_layernorm.weight", &[hidden]);
-        for (projection, rows, columns) in
-            [("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)]
-        {
+        for (projection, rows, columns, biased) in [
+            ("q", q, hidden, config.qkv_bias),
+            ("k", kv, hidden, config.qkv_bias),
+            ("v", kv, hidden, config.qkv_bias),
+            ("o", hidden, q, config.output_bias),
+        ] {
             push(&format!("self_attn.{projection}_proj.weight"), &[rows, columns]);
-            if config.attention_bias {
+            if biased {
                 push(&format!("self_attn.{projection}_proj.bias"), &[rows]);
             }
         }
@@ -105,12 +111,20 @@ mod tests {
 
     #[test]
     fn do_gguf_names_become_hugging_face_names() {
-        let name = |gguf| from_gguf(gguf).map(|(name, _)| name);
+        let name = |gguf| from_gguf(gguf, Architecture::Llama).map(|(name, _)| name);
         assert_eq!(name("token_embd.weight").unwrap(), "model.embed_tokens.weight");
         assert_eq!(name("blk.12.ffn_down.weight").unwrap(), "model.layers.12.mlp.down_proj.weight");
         assert_eq!(
-            from_gguf("blk.0.attn_k.weight"),
+            from_gguf("blk.0.attn_k.weight", Architecture::Llama),
             Some(("model.layers.0.self_attn.k_proj.weight".into(), RowOrder::InterleavedK))
+        );
+        assert_eq!(
+            from_gguf("blk.0.attn_k.bias", Architecture::Qwen2),
+            Some(("model.layers.0.self_attn.k_proj.bias".into(), RowOrder::Halves))
+        );
+        assert_eq!(
+            name("blk.7.attn_q_norm.weight").unwrap(),
+            "model.layers.7.self_attn.q_norm.weight"
         );
         for foreign in ["blk.00.attn_q.weight", "blk.x.attn_q.weight", "blk.0.ffn_up.bias", "x"] {
             assert_eq!(name(foreign), None);

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn_nn::Linear;
+use burn_nn::{Linear, RmsNorm};
 use burn_prism::{
     AttentionOptions, Path, PrismAttention, PrismCache, Reason, Report, dense_attention,
 };
@@ -18,6 +18,8 @@ pub struct SelfAttention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
     /// Exact attention while `None`.
     prism: Option<PrismAttention>,
     head_dim: usize,
@@ -43,7 +45,14 @@ impl SelfAttention {
         o_proj: Linear,
         head_dim: usize,
     ) -> Self {
-        Self { q_proj, k_proj, v_proj, o_proj, prism: None, head_dim }
+        let (q_norm, k_norm) = (None, None);
+        Self { q_proj, k_proj, v_proj, o_proj, q_norm, k_norm, prism: None, head_dim }
+    }
+
+    /// Normalises the queries and the keys of each head before they are rotated.
+    pub fn with_norms(mut self, q_norm: RmsNorm, k_norm: RmsNorm) -> Self {
+        (self.q_norm, self.k_norm) = (Some(q_norm), Some(k_norm));
+        self
     }
 
     /// Chooses Prism, or exact attention.
@@ -58,15 +67,20 @@ impl SelfAttention {
     /// Another hidden size than the weights'.
     pub fn project(&self, x: Tensor<3>, rotation: &Rotation) -> Result<[Tensor<4>; 3]> {
         let [batch, n, _] = x.dims();
-        let heads = |layer: &Linear, x: Tensor<3>| {
+        let heads = |layer: &Linear, norm: &Option<RmsNorm>, x: Tensor<3>| {
             let y = project(layer, x, None)?;
             let heads = y.dims()[2] / self.head_dim;
-            Ok(y.reshape([batch, n, heads, self.head_dim]).swap_dims(1, 2))
+            let y = y.reshape([batch, n, heads, self.head_dim]);
+            let y = match norm {
+                Some(norm) => norm.forward(y),
+                None => y,
+            };
+            Ok(y.swap_dims(1, 2))
         };
         Ok([
-            rotation.apply(heads(&self.q_proj, x.clone())?),
-            rotation.apply(heads(&self.k_proj, x.clone())?),
-            heads(&self.v_proj, x)?,
+            rotation.apply(heads(&self.q_proj, &self.q_norm, x.clone())?),
+            rotation.apply(heads(&self.k_proj, &self.k_norm, x.clone())?),
+            heads(&self.v_proj, &None, x)?,
         ])
     }
 

@@ -1,50 +1,58 @@
 //! Parsing `config.json`.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{
-    MAX_POSITIONS, ModelConfig, derived_head_dim, out_of_range, positive, stretch_factor, within,
-};
+use super::architecture::Architecture;
+use super::fields::{self, Fields};
+use super::{ModelConfig, derived_head_dim, refusals, rope, unsupported};
 use crate::error::ConfigError;
-use prism_core::{Rope, RopeScaling};
 
 impl ModelConfig {
-    /// Parses a Hugging Face `config.json` of a `LlamaForCausalLM`.
+    /// Parses a Hugging Face `config.json`. Its `architectures` alone decide the architecture.
     ///
     /// # Errors
     ///
     /// The text is not a JSON object, a field is missing or out of range, or the model needs
-    /// something that is not implemented.
+    /// something that is not implemented, down to settings that would be without effect.
     pub fn from_hugging_face(json: &[u8]) -> Result<Self, ConfigError> {
-        let Value::Object(object) = serde_json::from_slice(json)? else {
-            return Err(ConfigError::NotAnObject);
-        };
+        let object = fields::parse(json)?;
         let fields = Fields(&object);
-        refuse_unsupported(&fields)?;
+        let architecture = architecture(fields)?;
+        refusals::refuse(fields, architecture)?;
 
         let hidden_size = fields.usize("hidden_size")?;
         let q_heads = fields.usize("num_attention_heads")?;
-        let head_dim = match fields.find_usize("head_dim")? {
-            Some(head_dim) => head_dim,
-            None => derived_head_dim(hidden_size, q_heads)?,
+        let head_dim = match (fields.find_usize("head_dim")?, architecture) {
+            (Some(head_dim), _) => head_dim,
+            // Hugging Face has a default here that follows from no size of the model.
+            (None, Architecture::Qwen3) => return Err(ConfigError::Missing { field: "head_dim" }),
+            (None, _) => derived_head_dim(hidden_size, q_heads)?,
+        };
+        let kv_heads = match (fields.find_usize("num_key_value_heads")?, architecture) {
+            (Some(kv_heads), _) => kv_heads,
+            (None, Architecture::Llama) => q_heads,
+            (None, _) => return Err(ConfigError::Missing { field: "num_key_value_heads" }),
         };
         let max_positions = fields.usize("max_position_embeddings")?;
+        let [qkv_bias, output_bias] = biases(fields, architecture)?;
         Self {
+            architecture,
             hidden_size,
             intermediate_size: fields.usize("intermediate_size")?,
             layers: fields.usize("num_hidden_layers")?,
             q_heads,
-            kv_heads: fields.find_usize("num_key_value_heads")?.unwrap_or(q_heads),
+            kv_heads,
             head_dim,
             vocab_size: fields.usize("vocab_size")?,
             rms_eps: fields.f64("rms_norm_eps")?,
-            rope: rope(&fields, max_positions)?,
+            rope: rope::rope(fields, max_positions)?,
             tie_embeddings: fields.find_bool("tie_word_embeddings")?.unwrap_or(false),
             max_positions,
             bos_ids: fields.token_ids("bos_token_id")?,
             eos_ids: fields.token_ids("eos_token_id")?,
-            attention_bias: fields.find_bool("attention_bias")?.unwrap_or(false),
-            qk_norm: false,
+            qkv_bias,
+            output_bias,
+            qk_norm: architecture.has_qk_norm(),
         }
         .validated()
     }
@@ -56,10 +64,7 @@ impl ModelConfig {
     ///
     /// The text is not a JSON object, or its `eos_token_id` is not a valid id or list of ids.
     pub fn with_generation_config(mut self, json: &[u8]) -> Result<Self, ConfigError> {
-        let Value::Object(object) = serde_json::from_slice(json)? else {
-            return Err(ConfigError::NotAnObject);
-        };
-        for id in Fields(&object).token_ids("eos_token_id")? {
+        for id in Fields(&fields::parse(json)?).token_ids("eos_token_id")? {
             if !self.eos_ids.contains(&id) {
                 self.eos_ids.push(id);
             }
@@ -68,219 +73,49 @@ impl ModelConfig {
     }
 }
 
-fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ConfigError> {
-    let Some(Value::Array(architectures)) = fields.find("architectures") else {
+fn architecture(fields: Fields<'_>) -> Result<Architecture, ConfigError> {
+    let Some(Value::Array(classes)) = fields.find("architectures") else {
         return Err(ConfigError::Missing { field: "architectures" });
     };
-    if !matches!(&architectures[..], [Value::String(name)] if name == "LlamaForCausalLM") {
-        let names = architectures.iter().map(|name| match name {
+    let one = match &classes[..] {
+        [Value::String(name)] => Architecture::from_class(name),
+        _ => None,
+    };
+    let Some(architecture) = one else {
+        let names = classes.iter().map(|name| match name {
             Value::String(name) => name.clone(),
             other => other.to_string(),
         });
         let got = names.collect::<Vec<_>>().join(", ");
         return Err(ConfigError::UnsupportedArchitecture { got });
-    }
-    let activation = fields.find_str("hidden_act")?.unwrap_or("silu");
-    if activation != "silu" {
-        return Err(unsupported("hidden_act", activation, "silu"));
-    }
-    for field in ["sliding_window", "quantization_config"] {
-        if let Some(value) = fields.find(field) {
-            return Err(unsupported(field, value, "null"));
-        }
-    }
-    if fields.find_bool("mlp_bias")?.unwrap_or(false) {
-        return Err(unsupported("mlp_bias", true, "false"));
-    }
-    Ok(())
-}
-
-fn unsupported(field: &'static str, got: impl ToString, supported: &'static str) -> ConfigError {
-    ConfigError::Unsupported { field, got: got.to_string(), supported }
-}
-
-/// Reads both styles: `rope_parameters` with everything in it, or `rope_theta` beside an optional
-/// `rope_scaling`.
-fn rope(fields: &Fields<'_>, max_positions: usize) -> Result<Rope, ConfigError> {
-    let empty = Map::new();
-    let parameters = match fields.find_object("rope_parameters")? {
-        Some(parameters) => parameters,
-        None => fields.find_object("rope_scaling")?.unwrap_or(&empty),
     };
-    let parameters = Fields(parameters);
-    let theta = match parameters.find_f64("rope_theta")? {
-        Some(theta) => theta,
-        None => fields.find_f64("rope_theta")?.unwrap_or(10_000.0),
-    };
-    for fields in [fields, &parameters] {
-        if let Some(part) = fields.find_f64("partial_rotary_factor")?
-            && part != 1.0
-        {
-            return Err(unsupported("partial_rotary_factor", part, "1"));
+    match fields.find_str("model_type")? {
+        Some(got) if got != architecture.model_type() => {
+            Err(unsupported("model_type", got, architecture.model_type()))
         }
-    }
-    let scaling = rope_scaling(&parameters, max_positions)?;
-    Ok(Rope { scaling, ..Rope::new(theta) })
-}
-
-fn rope_scaling(fields: &Fields<'_>, max_positions: usize) -> Result<RopeScaling, ConfigError> {
-    let kind = match fields.find_str("rope_type")? {
-        Some(kind) => kind,
-        None => fields.find_str("type")?.unwrap_or("default"),
-    };
-    let factor = || stretch_factor("factor", fields.f64("factor")?);
-    match kind {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
-        "llama3" => {
-            let low = positive("low_freq_factor", fields.f64("low_freq_factor")?)?;
-            let high = positive("high_freq_factor", fields.f64("high_freq_factor")?)?;
-            if high <= low {
-                let allowed = format!("above low_freq_factor = {low}");
-                return Err(out_of_range("high_freq_factor", allowed, high));
-            }
-            Ok(RopeScaling::Llama3 {
-                factor: factor()?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_positions: fields
-                    .find_original_positions()?
-                    .ok_or(ConfigError::Missing { field: ORIGINAL_POSITIONS })?,
-            })
-        }
-        "yarn" => yarn(fields, factor()?, max_positions),
-        other => Err(ConfigError::UnsupportedRope { got: other.into() }),
+        _ => Ok(architecture),
     }
 }
 
-const ORIGINAL_POSITIONS: &str = "original_max_position_embeddings";
-
-fn yarn(
-    fields: &Fields<'_>,
-    factor: f64,
-    max_positions: usize,
-) -> Result<RopeScaling, ConfigError> {
-    if fields.find_bool("truncate")? == Some(false) {
-        return Err(unsupported("truncate", false, "true"));
-    }
-    let number = |field: &'static str, default| match fields.find_f64(field)? {
-        Some(got) => positive(field, got),
-        None => Ok(default),
+/// Whether the projections to queries, keys and values have biases, and whether the output has one.
+fn biases(fields: Fields<'_>, architecture: Architecture) -> Result<[bool; 2], ConfigError> {
+    let given = fields.find_bool("attention_bias")?;
+    let fixed = match architecture {
+        Architecture::Llama | Architecture::Qwen3 => return Ok([given.unwrap_or(false); 2]),
+        Architecture::Mistral => false,
+        Architecture::Qwen2 => true,
     };
-    let (beta_fast, beta_slow) = (number("beta_fast", 32.0)?, number("beta_slow", 1.0)?);
-    if beta_fast <= beta_slow {
-        return Err(out_of_range("beta_fast", format!("above beta_slow = {beta_slow}"), beta_fast));
-    }
-    let attention_factor = match fields.find_f64("attention_factor")? {
-        Some(got) => Some(positive("attention_factor", got)?),
-        // A pair of temperatures, one for the rotation and one to take back in the scores.
-        None => match (fields.find_f64("mscale")?, fields.find_f64("mscale_all_dim")?) {
-            (Some(own), Some(all)) if own != 0.0 && all != 0.0 => {
-                let temperature = |scale: f64| 0.1 * scale * factor.ln() + 1.0;
-                Some(positive("mscale", temperature(own) / temperature(all))?)
-            }
-            _ => None,
-        },
-    };
-    Ok(RopeScaling::Yarn {
-        factor,
-        beta_fast,
-        beta_slow,
-        original_max_positions: fields.find_original_positions()?.unwrap_or(max_positions),
-        attention_factor,
-    })
-}
-
-/// Typed access to the fields of a JSON object; null counts as absent.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    fn find(&self, field: &str) -> Option<&'a Value> {
-        self.0.get(field).filter(|value| !value.is_null())
-    }
-
-    fn find_usize(&self, field: &str) -> Result<Option<usize>, ConfigError> {
-        let Some(value) = self.find(field) else {
-            return Ok(None);
-        };
-        let Value::Number(number) = value else {
-            return Err(wrong_type(field, "a number"));
-        };
-        match number.as_u64().and_then(|number| usize::try_from(number).ok()) {
-            Some(size) => Ok(Some(size)),
-            // Negative, fractional, or beyond 64 bits.
-            None => Err(out_of_range(field, "a non-negative 64-bit integer", number)),
+    match given {
+        Some(got) if got != fixed => {
+            Err(unsupported("attention_bias", got, if fixed { "true" } else { "false" }))
         }
+        _ => Ok([fixed, false]),
     }
-
-    fn usize(&self, field: &'static str) -> Result<usize, ConfigError> {
-        self.find_usize(field)?.ok_or(ConfigError::Missing { field })
-    }
-
-    fn find_f64(&self, field: &str) -> Result<Option<f64>, ConfigError> {
-        let Some(value) = self.find(field) else {
-            return Ok(None);
-        };
-        value.as_f64().map(Some).ok_or_else(|| wrong_type(field, "a number"))
-    }
-
-    fn f64(&self, field: &'static str) -> Result<f64, ConfigError> {
-        self.find_f64(field)?.ok_or(ConfigError::Missing { field })
-    }
-
-    fn find_bool(&self, field: &str) -> Result<Option<bool>, ConfigError> {
-        let Some(value) = self.find(field) else {
-            return Ok(None);
-        };
-        value.as_bool().map(Some).ok_or_else(|| wrong_type(field, "a boolean"))
-    }
-
-    fn find_str(&self, field: &str) -> Result<Option<&'a str>, ConfigError> {
-        let Some(value) = self.find(field) else {
-            return Ok(None);
-        };
-        value.as_str().map(Some).ok_or_else(|| wrong_type(field, "a string"))
-    }
-
-    fn find_object(&self, field: &str) -> Result<Option<&'a Map<String, Value>>, ConfigError> {
-        let Some(value) = self.find(field) else {
-            return Ok(None);
-        };
-        value.as_object().map(Some).ok_or_else(|| wrong_type(field, "an object"))
-    }
-
-    fn find_original_positions(&self) -> Result<Option<usize>, ConfigError> {
-        let positions = self.find_usize(ORIGINAL_POSITIONS)?;
-        if let Some(positions) = positions {
-            within(ORIGINAL_POSITIONS, positions, 1..=MAX_POSITIONS)?;
-        }
-        Ok(positions)
-    }
-
-    /// A token id, a list of them, or none.
-    fn token_ids(&self, field: &str) -> Result<Vec<u32>, ConfigError> {
-        let values = match self.find(field) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(values)) => values.as_slice(),
-            Some(value) => std::slice::from_ref(value),
-        };
-        let id = |value: &Value| match value {
-            Value::Number(number) => number
-                .as_u64()
-                .and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| out_of_range(field, "a non-negative 32-bit integer", number)),
-            _ => Err(wrong_type(field, "a token id or a list of them")),
-        };
-        values.iter().map(id).collect()
-    }
-}
-
-fn wrong_type(field: &str, expected: &'static str) -> ConfigError {
-    ConfigError::WrongType { field: field.into(), expected }
 }
 
 #[cfg(test)]
 mod tests {
+    use prism_core::{Rope, RopeScaling};
     use serde_json::json;
 
     use super::*;
@@ -308,6 +143,7 @@ mod tests {
     fn do_absent_fields_take_the_defaults_of_hugging_face() {
         let config = parse(json!({ "num_key_value_heads": null })).unwrap();
         let expected = ModelConfig {
+            architecture: Architecture::Llama,
             hidden_size: 64,
             intermediate_size: 96,
             layers: 2,
@@ -321,7 +157,8 @@ mod tests {
             max_positions: 256,
             bos_ids: vec![],
             eos_ids: vec![],
-            attention_bias: false,
+            qkv_bias: false,
+            output_bias: false,
             qk_norm: false,
         };
         assert_eq!(config, expected);
@@ -380,5 +217,51 @@ mod tests {
             attention_factor: None,
         };
         assert_eq!(yarn.rope.scaling, expected);
+    }
+
+    #[test]
+    fn does_dynamic_scaling_start_at_the_models_own_context() {
+        let dynamic = json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } });
+        let expected =
+            RopeScaling::Dynamic { factor: 2.0, original_max_positions: 256, length: 256 };
+        assert_eq!(parse(dynamic).unwrap().rope.scaling, expected);
+    }
+
+    #[test]
+    fn does_the_attention_factor_come_from_the_file_or_its_temperatures() {
+        let factor = |more: Value| {
+            let mut scaling = json!({ "type": "yarn", "factor": 4.0 });
+            for (field, value) in more.as_object().unwrap() {
+                scaling[field] = value.clone();
+            }
+            parse(json!({ "rope_scaling": scaling })).map(|config| config.rope.attention_factor())
+        };
+        assert!((factor(json!({})).unwrap() - 1.138_629).abs() < 1e-6);
+        assert_eq!(factor(json!({ "attention_factor": 1.5 })).unwrap(), 1.5);
+        assert_eq!(factor(json!({ "mscale": 0.7, "mscale_all_dim": 0.7 })).unwrap(), 1.0);
+        let two = factor(json!({ "mscale": 1.0, "mscale_all_dim": 0.5 })).unwrap();
+        assert!((two - 1.138_629 / 1.069_315).abs() < 1e-6, "{two}");
+    }
+
+    #[test]
+    fn do_the_architectures_differ_in_biases_and_norms() {
+        let traits = |changes| {
+            let config = parse(changes).unwrap();
+            (config.architecture, config.qkv_bias, config.output_bias, config.qk_norm)
+        };
+        let of = |name: &str| json!({ "architectures": [name], "head_dim": 16 });
+        let with = |name: &str, field: &str, value: Value| {
+            let mut changes = of(name);
+            changes[field] = value;
+            changes
+        };
+        use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+        assert_eq!(traits(of("LlamaForCausalLM")), (Llama, false, false, false));
+        let biased = with("LlamaForCausalLM", "attention_bias", json!(true));
+        assert_eq!(traits(biased), (Llama, true, true, false));
+        let mistral = with("MistralForCausalLM", "sliding_window", Value::Null);
+        assert_eq!(traits(mistral), (Mistral, false, false, false));
+        assert_eq!(traits(of("Qwen2ForCausalLM")), (Qwen2, true, false, false));
+        assert_eq!(traits(of("Qwen3ForCausalLM")), (Qwen3, false, false, true));
     }
 }

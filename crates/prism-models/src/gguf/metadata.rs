@@ -274,8 +274,12 @@ fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value, GgufError> {
     }
     let count = reader.count(kind.smallest(), WHAT)?;
     if kind == ValueType::Str {
-        let strings = (0..count).map(|_| reader.string(WHAT).map(str::to_owned));
-        return Ok(Value::Strings(strings.collect::<Result<_, _>>()?));
+        // Growing would ask for twice as much; the count is known to fit the file.
+        let mut strings = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            strings.push(reader.string(WHAT)?.to_owned());
+        }
+        return Ok(Value::Strings(strings));
     }
     let start = reader.position();
     // `count` times the size fits, because the rest of the file is larger.

@@ -111,6 +111,7 @@ impl GgufFile {
             .map_err(|_| LoadError::OutOfMemory { name: name.into(), elements })?;
         values.resize(elements, 0.0);
         dequant::dequantise(info.kind, &self.map[info.range.clone()], &mut values);
+        files::release(&self.map, info.range.clone());
         Ok(values)
     }
 }
@@ -128,7 +129,11 @@ fn parse(bytes: &[u8]) -> Result<Contents, GgufError> {
         return Err(GgufError::BadAlignment { limit: MAX_ALIGNMENT, got: alignment });
     }
     reader.check_count(tensors, MIN_TENSOR_BYTES, "tensor count")?;
-    let entries = (0..tensors).map(|_| Entry::read(&mut reader)).collect::<Result<Vec<_>, _>>()?;
+    // Growing would ask for twice as much; the count is known to fit the file.
+    let mut entries = Vec::with_capacity(tensors as usize);
+    for _ in 0..tensors {
+        entries.push(Entry::read(&mut reader)?);
+    }
     // The data of a file without tensors may be missing, and its padding too.
     let start = reader.position().next_multiple_of(alignment as usize).min(bytes.len());
     let tensors = place(entries, start..bytes.len(), alignment as usize)?;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::support::safetensors;
 
-/// A valid configuration with some fields replaced; null removes a field.
+/// A valid configuration with some fields replaced; null counts as absent.
 fn parse(changes: Value) -> Result<ModelConfig, ConfigError> {
     let mut config = json!({
         "architectures": ["LlamaForCausalLM"],
@@ -112,25 +112,134 @@ fn is_an_odd_head_dim_refused() {
 
 #[test]
 fn is_another_architecture_named() {
-    for name in ["Qwen3ForCausalLM", "MistralForCausalLM"] {
+    for name in ["Gemma2ForCausalLM", "Qwen3MoeForCausalLM", "LlamaModel"] {
         let error = refusal(json!({ "architectures": [name] }));
-        let message = format!("architecture {name} is not supported yet; supported: llama");
+        let supported = "llama, mistral, qwen2, qwen3";
+        let message = format!("architecture {name} is not supported; supported: {supported}");
         assert!(matches!(&error, ConfigError::UnsupportedArchitecture { .. }));
         assert_eq!(error.to_string(), message);
     }
-    let error = refusal(json!({ "architectures": [] }));
-    assert!(matches!(error, ConfigError::UnsupportedArchitecture { .. }));
+    for classes in [json!([]), json!([1]), json!(["LlamaForCausalLM", "LlamaForCausalLM"])] {
+        let error = refusal(json!({ "architectures": classes }));
+        assert!(matches!(error, ConfigError::UnsupportedArchitecture { .. }));
+    }
+    let error = refusal(json!({ "model_type": "mistral" }));
+    let message = "`model_type` = mistral is not supported; supported: llama";
+    assert_eq!(error.to_string(), message);
 }
 
 #[test]
 fn are_unknown_rope_types_refused() {
     for changes in [
         json!({ "rope_scaling": { "rope_type": "longrope", "factor": 2.0 } }),
-        json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } }),
+        json!({ "rope_scaling": { "type": "mrope", "mrope_section": [1] } }),
         json!({ "rope_parameters": { "rope_type": "su", "rope_theta": 1e4 } }),
     ] {
         assert!(matches!(refusal(changes), ConfigError::UnsupportedRope { .. }));
     }
+}
+
+#[test]
+fn are_rope_settings_without_effect_refused() {
+    let old = |scaling: Value| json!({ "rope_scaling": scaling });
+    for (changes, name) in [
+        (old(json!({ "type": "default", "factor": 2.0 })), "factor"),
+        (old(json!({ "factor": 2.0 })), "factor"),
+        (old(json!({ "type": "linear", "factor": 2.0, "beta_fast": 32 })), "beta_fast"),
+        (old(json!({ "type": "yarn", "factor": 2.0, "long_factor": [1.0] })), "long_factor"),
+        (json!({ "rope_parameters": { "full_attention": {} } }), "full_attention"),
+    ] {
+        let error = refusal(changes);
+        assert!(matches!(&error, ConfigError::RopeSetting { field, .. } if field == name));
+        assert!(error.to_string().contains("without effect"), "{error}");
+    }
+    let yarn = |name: &str, value: f64| {
+        let mut scaling = json!({ "type": "yarn", "factor": 2.0, "attention_factor": 1.1 });
+        scaling[name] = value.into();
+        scaling
+    };
+    for (changes, name) in [
+        (old(yarn("mscale", 0.7)), "mscale"),
+        (old(yarn("mscale_all_dim", 0.7)), "mscale_all_dim"),
+        (old(json!({ "type": "yarn", "factor": 2.0, "mscale": 0.7 })), "mscale"),
+        (old(json!({ "type": "yarn", "factor": 2.0, "truncate": false })), "truncate"),
+        (old(json!({ "type": "linear", "rope_type": "yarn", "factor": 2.0 })), "type"),
+        (
+            json!({ "rope_parameters": { "rope_theta": 1e4 }, "rope_scaling": { "factor": 2.0 } }),
+            "rope_scaling",
+        ),
+    ] {
+        let error = refusal(changes);
+        assert!(matches!(&error, ConfigError::Unsupported { field, .. } if *field == name));
+    }
+    let two = json!({ "rope_theta": 1e4, "rope_parameters": { "rope_theta": 1e6 } });
+    assert!(matches!(refusal(two), ConfigError::OutOfRange { .. }));
+    let dynamic = json!({ "type": "dynamic", "factor": 2, "original_max_position_embeddings": 64 });
+    let error = refusal(old(dynamic));
+    let message = "field `original_max_position_embeddings` is 64; \
+                   it must be max_position_embeddings, 256";
+    assert_eq!(error.to_string(), message);
+}
+
+#[test]
+fn is_a_sliding_window_refused_only_where_it_is_in_use() {
+    let of = |class: &str, more: Value| {
+        let mut changes = json!({ "architectures": [class], "head_dim": 16 });
+        for (field, value) in more.as_object().unwrap() {
+            changes[field] = value.clone();
+        }
+        parse(changes)
+    };
+    let qwen = |more| of("Qwen2ForCausalLM", more);
+    assert!(qwen(json!({ "sliding_window": 128, "use_sliding_window": false })).is_ok());
+    // The window begins above the last of the two layers.
+    let above = json!({ "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2 });
+    assert!(qwen(above).is_ok());
+    let full = json!({ "layer_types": ["full_attention", "full_attention"] });
+    assert!(qwen(full).is_ok());
+    let mistral = |more| of("MistralForCausalLM", more);
+    assert!(mistral(json!({ "sliding_window": null })).is_ok());
+    for (config, name) in [
+        (qwen(json!({ "use_sliding_window": true, "max_window_layers": 1 })), "use_sliding_window"),
+        (qwen(json!({ "layer_types": ["full_attention", "sliding_attention"] })), "layer_types"),
+        (qwen(json!({ "layer_types": ["full_attention"] })), "layer_types"),
+        (mistral(json!({ "sliding_window": 4096 })), "sliding_window"),
+        (mistral(json!({})), "sliding_window"),
+        (of("LlamaForCausalLM", json!({ "sliding_window": 4096 })), "sliding_window"),
+    ] {
+        let error = config.unwrap_err();
+        assert!(matches!(error, ConfigError::Unsupported { field, .. } if field == name));
+    }
+}
+
+#[test]
+fn are_sizes_that_follow_from_no_other_asked_for() {
+    let qwen3 = json!({ "architectures": ["Qwen3ForCausalLM"] });
+    assert!(matches!(refusal(qwen3), ConfigError::Missing { field: "head_dim" }));
+    let qwen2 = json!({ "architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": null });
+    assert!(matches!(refusal(qwen2), ConfigError::Missing { field: "num_key_value_heads" }));
+}
+
+#[test]
+fn are_biases_that_an_architecture_lacks_refused() {
+    for (class, bias) in [("MistralForCausalLM", true), ("Qwen2ForCausalLM", false)] {
+        let error = refusal(json!({
+            "architectures": [class], "attention_bias": bias, "sliding_window": null
+        }));
+        let field = |error: &ConfigError| match error {
+            ConfigError::Unsupported { field, .. } => *field,
+            other => panic!("{other}"),
+        };
+        assert_eq!(field(&error), "attention_bias");
+    }
+}
+
+#[test]
+fn is_a_list_longer_than_any_model_needs_refused() {
+    let error = refusal(json!({ "eos_token_id": vec![0; 4097] }));
+    assert!(matches!(&error, ConfigError::Json(_)));
+    assert!(error.to_string().contains("more than 4096 elements"), "{error}");
+    assert!(parse(json!({ "eos_token_id": vec![0; 4096] })).is_ok());
 }
 
 #[test]
@@ -159,13 +268,21 @@ fn are_unsupported_features_named() {
         (json!({ "sliding_window": 4096 }), "sliding_window"),
         (json!({ "hidden_act": "gelu" }), "hidden_act"),
         (json!({ "mlp_bias": true }), "mlp_bias"),
+        (json!({ "num_local_experts": 8 }), "num_local_experts"),
+        (json!({ "num_experts": 128 }), "num_experts"),
+        (json!({ "attn_logit_softcapping": 50.0 }), "attn_logit_softcapping"),
+        (json!({ "final_logit_softcapping": 30.0 }), "final_logit_softcapping"),
+        (json!({ "residual_multiplier": 0.22 }), "residual_multiplier"),
+        (json!({ "dual_chunk_attention_config": {} }), "dual_chunk_attention_config"),
         (json!({ "quantization_config": {} }), "quantization_config"),
         (json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
     ] {
         let error = refusal(changes);
         assert!(matches!(error, ConfigError::Unsupported { field, .. } if field == name));
     }
-    assert!(parse(json!({ "sliding_window": null })).is_ok());
+    let off = json!({ "num_experts": 0, "use_mrope": false, "residual_multiplier": 1.0,
+        "attn_logit_softcapping": null });
+    assert!(parse(off).is_ok());
 }
 
 #[test]

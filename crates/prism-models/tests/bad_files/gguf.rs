@@ -258,18 +258,57 @@ fn are_query_rows_put_into_halves() {
 
 #[test]
 fn is_another_architecture_refused() {
-    let error = model_refusal(&Gguf::new().str("general.architecture", "qwen2"));
-    assert!(matches!(&error, ConfigError::UnsupportedArchitecture { got } if got == "qwen2"));
-    let message = "architecture qwen2 is not supported yet; supported: llama";
+    let error = model_refusal(&Gguf::new().str("general.architecture", "qwen3moe"));
+    assert!(matches!(&error, ConfigError::UnsupportedArchitecture { got } if got == "qwen3moe"));
+    let message = "architecture qwen3moe is not supported; supported: llama, mistral, qwen2, qwen3";
     assert_eq!(error.to_string(), message);
+}
+
+#[test]
+fn are_the_rows_of_qwen_left_in_their_order() {
+    for (name, norms) in [("qwen2", false), ("qwen3", true)] {
+        let key = |field: &str| format!("{name}.{field}");
+        let gguf = Gguf::new()
+            .str("general.architecture", name)
+            .u32(&key("embedding_length"), 4)
+            .u32(&key("feed_forward_length"), 4)
+            .u32(&key("block_count"), 1)
+            .u32(&key("context_length"), 16)
+            .u32(&key("attention.head_count"), 1)
+            .u32(&key("vocab_size"), 3)
+            .f32(&key("attention.layer_norm_rms_epsilon"), 1e-5)
+            .tensor("blk.0.attn_q.weight", &[4, 4], 0, 0)
+            .tensor("blk.0.attn_q.bias", &[4], 0, 64);
+        let mut bytes = gguf.bytes();
+        let data = bytes.len() - 256;
+        for i in 0..16 {
+            bytes[data + 4 * i..][..4].copy_from_slice(&(i as f32).to_le_bytes());
+        }
+        let file = file("model.gguf", &bytes);
+        let checkpoint = Checkpoint::open(&file.path).unwrap();
+        let query = "model.layers.0.self_attn.q_proj.weight";
+        let values = checkpoint.f32_tensor(query, &[4, 4]).unwrap();
+        assert!(values.into_iter().eq((0..16).map(|i| i as f32)));
+        let config = checkpoint.config();
+        assert_eq!((config.qkv_bias, config.output_bias, config.qk_norm), (true, false, norms));
+        assert!(checkpoint.audit().unexpected.is_empty());
+        let norm = "model.layers.0.self_attn.q_norm.weight".to_owned();
+        assert_eq!(checkpoint.audit().missing.contains(&norm), norms);
+    }
 }
 
 #[test]
 fn are_missing_values_mixtures_and_unknown_scalings_refused() {
     let error = model_refusal(&Gguf::new().str("general.architecture", "llama"));
     assert!(matches!(error, ConfigError::Metadata(_)));
-    let error = model_refusal(&model().u32("llama.expert_count", 8));
-    assert!(matches!(error, ConfigError::Unsupported { field: "llama.expert_count", .. }));
+    for (key, value) in [
+        ("llama.expert_count", 8.0),
+        ("llama.attention.sliding_window", 4096.0),
+        ("llama.attn_logit_softcapping", 50.0),
+    ] {
+        let error = model_refusal(&model().f32(key, value));
+        assert!(matches!(error, ConfigError::UnsupportedMetadata { field, .. } if field == key));
+    }
     let error = model_refusal(&model().str("llama.rope.scaling.type", "longrope"));
     assert!(matches!(error, ConfigError::UnsupportedRope { .. }));
     let error = model_refusal(&model().u32("llama.rope.dimension_count", 2));

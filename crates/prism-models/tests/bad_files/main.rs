@@ -5,6 +5,7 @@ mod config;
 mod gguf;
 mod paths;
 mod safetensors;
+mod shards;
 mod support;
 mod template;
 mod tokenizer;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use prism_models::gguf::GgufFile;
-use prism_models::safetensors_dir::SafetensorsFile;
+use prism_models::safetensors_file::SafetensorsFile;
 use prism_models::{Checkpoint, LoadError};
 
 /// Opens a path in every way there is, and hands each error to `check`.

@@ -1,6 +1,7 @@
 //! Malformed safetensors containers, and directories whose weights do not match.
 
-use prism_models::safetensors_dir::{SafetensorsDir, SafetensorsError, SafetensorsFile};
+use burn::tensor::DType;
+use prism_models::safetensors_file::{SafetensorsError, SafetensorsFile};
 use prism_models::{Checkpoint, LoadError};
 use safetensors::SafeTensorError;
 use safetensors::tensor::Dtype;
@@ -149,7 +150,9 @@ fn is_an_unknown_dtype_refused() {
 #[test]
 fn is_a_dtype_that_is_no_float_refused_on_conversion() {
     let file = open(&one("I64", "[1]", "[0,8]", 8)).unwrap();
-    let LoadError::Safetensors { source, .. } = file.to_f32("a").unwrap_err() else { panic!() };
+    let LoadError::Safetensors { source, .. } = file.values::<f32>("a").unwrap_err() else {
+        panic!()
+    };
     assert!(matches!(source, SafetensorsError::UnsupportedDtype { got: Dtype::I64, .. }));
 }
 
@@ -218,12 +221,27 @@ fn are_nan_weights_refused_on_request() {
 }
 
 #[test]
-fn is_a_model_in_shards_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let index = directory.path().join("model.safetensors.index.json");
-    std::fs::write(index, r#"{"weight_map":{}}"#).unwrap();
-    let error = SafetensorsDir::open(directory.path()).unwrap_err();
-    assert!(matches!(error, LoadError::ShardedWeights { .. }));
+fn are_weights_too_large_for_the_type_refused() {
+    let directory = model([3, 4], 70_000.0);
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    for dtype in [DType::F32, DType::BF16] {
+        assert_eq!(checkpoint.finite_data(EMBEDDINGS, &[3, 4], dtype).unwrap().dtype(), dtype);
+    }
+    let error = checkpoint.finite_data(EMBEDDINGS, &[3, 4], DType::F16).unwrap_err();
+    let message =
+        "tensor `model.embed_tokens.weight` holds 70000 at flat index 1; F16 ends at 65504";
+    assert_eq!(error.to_string(), message);
+    let error = checkpoint.finite_data(EMBEDDINGS, &[3, 4], DType::F64).unwrap_err();
+    assert!(matches!(error, LoadError::WeightType { got: DType::F64 }));
+}
+
+#[test]
+fn are_ranks_and_metadata_beyond_reason_refused() {
+    let error = refusal(&one("U8", "[1,1,1,1,1,1,1,1,1]", "[0,1]", 1));
+    assert!(error.to_string().contains("at most 8 elements"), "{error}");
+    let metadata = (0..1025).map(|i| format!(r#""{i}":"""#)).collect::<Vec<_>>().join(",");
+    let error = refusal(&safetensors(&format!(r#"{{"__metadata__":{{{metadata}}}}}"#), 0));
+    assert!(error.to_string().contains("at most 1024 elements"), "{error}");
 }
 
 #[test]
