@@ -2,16 +2,13 @@
 
 use burn_prism::AttentionOptions;
 
-use serde::Serialize;
-
 use crate::llama::{Llama, LlamaCache};
 use crate::model_error::ModelError;
 use crate::sample::Sampler;
 use crate::self_attention::LayerTrace;
 
 /// Why generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// The model chose this token, which ends a text.
     EndToken(u32),

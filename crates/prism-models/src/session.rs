@@ -70,7 +70,7 @@ impl Session {
         if tokens > free {
             return Err(ModelError::CacheFull { tokens, free });
         }
-        let result = (self.cache.truncate(reused))
+        let result = (self.keep(reused))
             .and_then(|()| llama.prefill(&ids[reused..], chunk, &mut self.cache, trace));
         match result {
             Ok(logits) => {
@@ -83,6 +83,11 @@ impl Session {
                 Err(error)
             }
         }
+    }
+
+    /// Rolls the cache back, unless it needn't be: calibration starts anew then.
+    fn keep(&mut self, len: usize) -> Result<(), ModelError> {
+        if len == self.cache.len() { Ok(()) } else { self.cache.truncate(len) }
     }
 
     /// Continues from `logits` as [`Llama::generate_until`] does.
