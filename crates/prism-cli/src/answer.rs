@@ -1,7 +1,6 @@
 //! One answer: the prompt is read, the answer streamed, and both are timed.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -27,8 +26,6 @@ pub enum Ending {
     MaxTokens,
     /// By the room that is left.
     ContextFull,
-    /// By Ctrl-C.
-    Interrupted,
 }
 
 impl Ending {
@@ -38,7 +35,6 @@ impl Ending {
             Self::StopText => "by a text to stop at",
             Self::MaxTokens => "by --max-tokens",
             Self::ContextFull => "by the full context",
-            Self::Interrupted => "by Ctrl-C",
         }
     }
 }
@@ -161,13 +157,12 @@ impl Answerer {
     }
 
     /// Reads a prompt, of which the session may hold a part, and answers it. `shown` gets the text
-    /// as it comes; `interrupted` ends the answer.
+    /// as it comes.
     pub fn answer(
         &mut self,
         session: &mut Session,
         ids: &[u32],
         shown: Option<&mut dyn Write>,
-        interrupted: &AtomicBool,
     ) -> Result<Answer> {
         let device = self.llama.device();
         let layers = self.llama.config().layers;
@@ -209,7 +204,7 @@ impl Answerer {
             &mut |token| {
                 let more = written.push(token);
                 first_token_seconds.get_or_insert_with(|| start.elapsed().as_secs_f64());
-                more && !interrupted.load(Ordering::Relaxed)
+                more
             },
         )?;
         let (text, found) = written.finish()?;
@@ -231,8 +226,7 @@ impl Answerer {
                 Finish::EndToken(_) => Ending::EndToken,
                 Finish::Limit => Ending::MaxTokens,
                 Finish::CacheFull => Ending::ContextFull,
-                Finish::Stopped if found.is_some() => Ending::StopText,
-                Finish::Stopped => Ending::Interrupted,
+                Finish::Stopped => Ending::StopText,
             },
             stop: found.map(|index| self.stop_names[index].clone()),
             prefill_seconds,

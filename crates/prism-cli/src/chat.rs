@@ -1,8 +1,6 @@
 //! `prism chat`: a conversation on one cache, of which each turn reads only what is new.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use prism_models::{Message, Session};
@@ -38,10 +36,9 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     let limit = answerer.llama.config().max_positions;
     let context = args.context.map_or(limit.min(CONTEXT), usize::from);
     let session = answerer.session(context)?;
-    let interrupt = Interrupt::listen()?;
     let messages = prompter.beginning();
     let json = args.model.json;
-    Chat { answerer, session, prompter, messages, interrupt, json }.talk()
+    Chat { answerer, session, prompter, messages, json }.talk()
 }
 
 struct Chat {
@@ -49,7 +46,6 @@ struct Chat {
     session: Session,
     prompter: Prompter,
     messages: Vec<Message>,
-    interrupt: Interrupt,
     json: bool,
 }
 
@@ -97,12 +93,7 @@ impl Chat {
         };
         let mut stdout = std::io::stdout();
         let shown: Option<&mut dyn Write> = (!self.json).then_some(&mut stdout as _);
-        self.interrupt.answering.store(true, Ordering::Relaxed);
-        let interrupted = &self.interrupt.wanted;
-        let answer = self.answerer.answer(&mut self.session, &ids, shown, interrupted);
-        self.interrupt.answering.store(false, Ordering::Relaxed);
-        self.interrupt.wanted.store(false, Ordering::Relaxed);
-        let answer = answer?;
+        let answer = self.answerer.answer(&mut self.session, &ids, shown)?;
         self.messages.push(Message::new("assistant", answer.text.clone()));
         self.print(&answer)
     }
@@ -143,27 +134,5 @@ impl Chat {
             eprintln!("prism: {error}");
         }
         Ok(())
-    }
-}
-
-/// Ctrl-C ends the answer that is being given; without one, or pressed again, the program.
-struct Interrupt {
-    answering: Arc<AtomicBool>,
-    wanted: Arc<AtomicBool>,
-}
-
-impl Interrupt {
-    fn listen() -> Result<Self> {
-        let answering = Arc::new(AtomicBool::new(false));
-        let wanted = Arc::new(AtomicBool::new(false));
-        let (heard, ends) = (answering.clone(), wanted.clone());
-        ctrlc::set_handler(move || {
-            if !heard.load(Ordering::Relaxed) || ends.swap(true, Ordering::Relaxed) {
-                // As a shell reports a program that Ctrl-C has ended.
-                std::process::exit(130);
-            }
-        })
-        .context("can't listen to Ctrl-C")?;
-        Ok(Self { answering, wanted })
     }
 }

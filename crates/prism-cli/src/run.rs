@@ -1,7 +1,6 @@
 //! `prism run`: generate text from a prompt.
 
 use std::io::Write;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use prism_models::{Checkpoint, Message, Tokenizer};
@@ -34,7 +33,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
 
     let mut stdout = std::io::stdout();
     let shown: Option<&mut dyn Write> = (!args.model.json).then_some(&mut stdout as _);
-    let answer = answerer.answer(&mut session, &ids, shown, &AtomicBool::new(false))?;
+    let answer = answerer.answer(&mut session, &ids, shown)?;
     if args.model.json {
         return output::json(&Report { load_seconds, answer });
     }

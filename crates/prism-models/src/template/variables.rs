@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-use minijinja::value::Value;
+use minijinja::value::{Enumerator, Object, ObjectRepr, Value};
 use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
@@ -64,6 +65,27 @@ impl TemplateVariables {
     }
 }
 
+/// The members of a JSON object in their order: the engine's own maps are sorted.
+#[derive(Debug)]
+struct Members(Vec<(String, Value)>);
+
+impl Object for Members {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        // Of members with one name the last counts, as in Python.
+        let key = key.as_str()?;
+        let found = self.0.iter().rev().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.iter().map(|(name, _)| Value::from(name.as_str())).collect())
+    }
+}
+
 /// A value as JSON has it, the members of objects in their order.
 struct Json(Value);
 
@@ -115,7 +137,7 @@ impl<'de> Deserialize<'de> for Json {
                 while let Some((key, Json(value))) = members.next_entry::<String, Json>()? {
                     values.push((key, value));
                 }
-                Ok(Json(values.into_iter().collect()))
+                Ok(Json(Value::from_object(Members(values))))
             }
         }
 
