@@ -69,12 +69,19 @@ fn do_the_constructs_of_llama_3_work() {
     let text = render(DATED, messages.clone(), json!({})).unwrap();
     let year = text.strip_prefix("<bos>[head]").and_then(|rest| rest.get(..4)).unwrap();
     assert!(year.parse::<u32>().unwrap() >= 2026, "{text}");
-    let tools = json!([{"type": "function", "function": {"name": "sum", "arity": 2}}]);
-    let text = render(DATED, messages, json!({"tools": tools, "date_string": ""})).unwrap();
-    assert!(
-        text.contains("{\n  \"type\": \"function\",\n  \"function\": {\n    \"name\""),
-        "{text}"
-    );
+}
+
+#[test]
+fn are_tools_shown_with_their_members_in_order() {
+    let mut given = TemplateVariables::default();
+    given.set("date_string", "D").unwrap();
+    let tools = r#"[{"type": "function", "function": {"name": "sum", "arity": 2}}]"#;
+    given.set_json("tools", tools).unwrap();
+    let template = ChatTemplate::new(DATED).unwrap();
+    let text = template.render_with(&[Message::new("user", "Hi")], true, "", "", &given).unwrap();
+    let tool = "{\n  \"type\": \"function\",\n  \"function\": {\n    \"name\": \"sum\",\n    \
+                \"arity\": 2\n  }\n}";
+    assert_eq!(text, format!("[head]D [end]{tool}[user]Hi[end][assistant]"));
 }
 
 #[test]
@@ -92,8 +99,8 @@ fn are_calls_of_tools_and_their_results_rendered_and_refused() {
     let text = render(DATED, calls(json!([call("sum")])), date.clone()).unwrap();
     assert_eq!(
         text,
-        "<bos>[head]D [end][user]Add.[end][call]sum b=2, a=[1][end]\
-         [result]{\"sum\": 3, \"exact\": true}[end][result]3[end][assistant]"
+        "<bos>[head]D [end][user]Add.[end][call]sum a=[1], b=2[end]\
+         [result]{\"exact\": true, \"sum\": 3}[end][result]3[end][assistant]"
     );
     let error = render(DATED, calls(json!([call("a"), call("b")])), date).unwrap_err();
     assert!(matches!(error, TemplateError::Raised { message } if message == "one call at a time"));

@@ -61,7 +61,7 @@ impl TemplateVariables {
     }
 
     pub(super) fn into_context(self) -> Value {
-        self.values.into_iter().collect()
+        self.values.into()
     }
 }
 
