@@ -59,7 +59,7 @@ pub struct Answer {
     pub decode_seconds: f64,
     /// Without the tokens held already.
     pub prefill_tokens_per_second: f64,
-    /// After the first token; `None` where no other followed.
+    /// After the first token, the end token counted; `None` where none followed.
     pub decode_tokens_per_second: Option<f64>,
     /// `dense`, `sparse`, or `mixed` where layers or chunks differ.
     pub path: &'static str,
@@ -215,7 +215,8 @@ impl Answerer {
         let by_head =
             density::by_head(&self.llama, &traces, reused..ids.len(), chunk, self.config.block)?;
         let last = &traces[traces.len() - layers];
-        let followed = generated.tokens.len().saturating_sub(1);
+        let ended = matches!(generated.finish, Finish::EndToken(_));
+        let followed = (generated.tokens.len() + usize::from(ended)).saturating_sub(1);
         let after_first = first_token_seconds.map(|first| start.elapsed().as_secs_f64() - first);
         Ok(Answer {
             prompt_tokens: ids.len(),

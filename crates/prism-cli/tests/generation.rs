@@ -368,3 +368,28 @@ fn are_arguments_that_do_nothing_or_harm_refused_by_name() {
     model.write("generation_config.json", &json!({"top_k": "many"}));
     assert!(model.refused(&["--prompt", "x"]).contains("generation_config.json"));
 }
+
+/// SmolLM2-135M-Instruct from `PRISM_MODEL`, with its own template in GGUF metadata.
+#[test]
+fn does_a_real_model_hold_a_conversation() {
+    let path = std::env::var("PRISM_MODEL")
+        .expect("PRISM_MODEL is not set: run `cargo xtask test`, or set it to `cargo xtask fetch`");
+    let args = ["chat", "--model", &path, "--temperature", "0", "--max-tokens", "16", "--json"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_prism"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = b"What is the capital of France?\nAnd what is the capital of Germany?\n";
+    child.stdin.take().unwrap().write_all(lines).unwrap();
+    let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let turns: Vec<Value> =
+        output.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(string(&turns[0]["text"]).contains("Paris"), "{output}");
+    assert!(string(&turns[1]["text"]).contains("Berlin"), "{output}");
+    assert_eq!(turns[0]["ending"], "end_token");
+    // What the first turn read and said was not read again.
+    let held = turns[0]["prompt_tokens"].as_u64().unwrap() + turns[0]["tokens"].as_u64().unwrap();
+    assert_eq!(turns[1]["reused_tokens"].as_u64(), Some(held));
+}
