@@ -1,10 +1,14 @@
 //! What the program takes.
 
+mod generation;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use burn_prism::{Calibration, PrismConfig, Scoring};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use generation::{ChatArgs, ReadArgs, ReportArg, RunArgs, SamplingArgs, TemplateArgs};
 
 /// Run Llama models with Prism block-sparse attention, and measure what it saves and costs.
 #[derive(Debug, Parser)]
@@ -18,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Generate text from a prompt
     Run(RunArgs),
+    /// Talk to a chat model: one message a line, each answered from one cache
+    Chat(ChatArgs),
     /// Perplexity of a text file
     Ppl(PplArgs),
     /// Read a long text both ways, dense and Prism, and compare time and predictions
@@ -142,41 +148,6 @@ impl PrismArgs {
             }),
         }
     }
-}
-
-#[derive(Debug, Args)]
-pub struct RunArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// The prompt
-    #[arg(long, conflicts_with = "file", required_unless_present = "file")]
-    pub prompt: Option<String>,
-    /// A file that holds the prompt
-    #[arg(long)]
-    pub file: Option<PathBuf>,
-    /// Take the prompt as it is, without the model's chat template
-    #[arg(long)]
-    pub raw: bool,
-    /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    pub max_tokens: usize,
-    /// Sampling temperature; 0 takes the likeliest token
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
-    pub temperature: f64,
-    /// Share of probability that sampling chooses from, above 0 and at most 1
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    pub top_p: f64,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Tokens of the prompt to run at a time; all at once unless given
-    #[arg(long, value_name = "TOKENS")]
-    pub chunk: Option<usize>,
-    /// Attention of the prompt (decoding is always dense)
-    #[arg(long, value_enum, default_value_t = AttentionArg::Prism)]
-    pub attention: AttentionArg,
-    #[command(flatten)]
-    pub prism: PrismArgs,
 }
 
 #[derive(Debug, Args)]

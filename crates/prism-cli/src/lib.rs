@@ -1,21 +1,27 @@
 //! `prism`: run Llama models with Prism attention, and measure what it saves and costs.
 
+mod answer;
 mod args;
 mod bench;
+mod chat;
 mod compare;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod density;
 mod device;
 mod doctor;
 mod heatmap;
 #[cfg(feature = "hub")]
 mod hub;
+mod memory;
 mod model;
 mod output;
 mod plan;
 mod ppl;
 mod prefill;
+mod prompt;
 mod run;
+mod sampling;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -29,6 +35,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = Cli::parse_from(args);
     let result = match cli.command {
         Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Ppl(args) => ppl::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Plan(args) => plan::run(&args),

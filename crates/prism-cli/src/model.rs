@@ -13,7 +13,6 @@ use crate::device;
 
 /// A model, ready to run.
 pub struct Opened {
-    pub checkpoint: Checkpoint,
     pub tokenizer: Tokenizer,
     pub llama: Llama,
     pub load_seconds: f64,
@@ -21,17 +20,22 @@ pub struct Opened {
 
 /// Opens the model that the arguments name.
 pub fn open(args: &ModelArgs) -> Result<Opened> {
-    let start = Instant::now();
-    let device = device::open(&args.device)?;
     let checkpoint = checkpoint(&args.model)?;
     let tokenizer = checkpoint.tokenizer()?;
+    load(args, checkpoint, tokenizer)
+}
+
+/// Loads the weights of a model whose files are open.
+pub fn load(args: &ModelArgs, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Result<Opened> {
+    let start = Instant::now();
+    let device = device::open(&args.device)?;
     let bar = bar("loading", checkpoint.expected_tensors().len());
     let llama = Llama::load(&checkpoint, DType::F32, &device, &mut |done, _| {
         bar.set_position(done as u64);
     })
     .with_context(|| format!("can't load {}", args.model.display()))?;
     bar.finish_and_clear();
-    Ok(Opened { checkpoint, tokenizer, llama, load_seconds: start.elapsed().as_secs_f64() })
+    Ok(Opened { tokenizer, llama, load_seconds: start.elapsed().as_secs_f64() })
 }
 
 /// Opens the files of a model, fetching them first where a Hugging Face id is given.

@@ -1,152 +1,68 @@
 //! `prism run`: generate text from a prompt.
 
 use std::io::Write;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use prism_models::{Message, Sampler};
+use prism_models::{Checkpoint, Message, Tokenizer};
 use serde::Serialize;
 
-use crate::args::{AttentionArg, RunArgs};
-use crate::model::{self, Opened};
-use crate::output;
+use crate::answer::{self, Answer, Answerer, Settings};
+use crate::args::RunArgs;
+use crate::prompt::{self, Prompter};
+use crate::{model, output};
 
 #[derive(Debug, Serialize)]
 struct Report {
-    prompt_tokens: usize,
-    tokens: usize,
-    text: String,
     load_seconds: f64,
-    /// Of the prompt, to the logits of its last position.
-    prefill_seconds: f64,
-    attention_seconds: f64,
-    decode_seconds: f64,
-    path: String,
-    reason: String,
-    density: f64,
+    #[serde(flatten)]
+    answer: Answer,
 }
 
 pub fn run(args: &RunArgs) -> Result<()> {
-    let mut sampler = Sampler::new(args.temperature, args.top_p, args.seed)?;
-    let mut opened = model::open(&args.model)?;
-    let ids = prompt_ids(args, &opened)?;
-    let config = args.prism.apply(opened.llama.prism_config())?;
-    let prism = (args.attention == AttentionArg::Prism).then_some(&config);
-    opened.llama.set_attention(prism)?;
-    let (llama, tokenizer) = (&opened.llama, &opened.tokenizer);
-    let limit = llama.config().max_positions;
-    if ids.len() + args.max_tokens > limit {
-        eprintln!(
-            "prism: {} prompt tokens and {} to generate go past the {limit} that the model was \
-             trained for",
-            ids.len(),
-            args.max_tokens
-        );
-    }
-    let mut cache = llama.cache(ids.len() + args.max_tokens, config.block)?;
+    answer::check(&args.sampling, &args.read)?;
+    prompt::variables(&args.template)?;
+    let checkpoint = model::checkpoint(&args.model.model)?;
+    let tokenizer = checkpoint.tokenizer()?;
+    let ids = prompt_ids(args, &checkpoint, &tokenizer)?;
+    let settings = Settings::new(&args.sampling, &checkpoint, &tokenizer)?;
+    let opened = model::load(&args.model, checkpoint, tokenizer)?;
+    let load_seconds = opened.load_seconds;
+    let mut answerer =
+        Answerer::new(opened, settings, &args.sampling, &args.read, args.max_tokens)?;
+    let mut session = answerer.session(ids.len().saturating_add(args.max_tokens))?;
 
-    let chunks = ids.len().div_ceil(args.chunk.unwrap_or(ids.len()).max(1));
-    let bar = model::bar("prefill", llama.config().layers * chunks);
-    let mut traces = Vec::new();
-    let start = Instant::now();
-    let logits = llama.prefill(
-        &ids,
-        args.chunk,
-        &mut cache,
-        Some(&mut |trace| {
-            bar.inc(1);
-            traces.push(trace);
-        }),
-    )?;
-    let prefill_seconds = start.elapsed().as_secs_f64();
-    bar.finish_and_clear();
-
-    let start = Instant::now();
-    let mut stream = tokenizer.stream(true);
-    let mut text = String::new();
-    let mut failed = None;
-    let tokens = llama.generate(
-        logits,
-        args.max_tokens,
-        &mut sampler,
-        &mut cache,
-        &mut |token| match stream.push(token) {
-            Ok(piece) => {
-                if !args.model.json {
-                    print!("{piece}");
-                    let _ = std::io::stdout().flush();
-                }
-                text += &piece;
-                true
-            }
-            Err(error) => {
-                failed = Some(error);
-                false
-            }
-        },
-    )?;
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    let rest = stream.finish();
-    text += &rest;
-    let decode_seconds = start.elapsed().as_secs_f64();
-
-    // The last chunk saw the whole prompt: its path and density speak for the call.
-    let layers = llama.config().layers;
-    let last = &traces[traces.len() - layers..];
-    let densities = last.iter().map(|t| t.report.density()).collect::<Result<Vec<_>, _>>()?;
-    let report = Report {
-        prompt_tokens: ids.len(),
-        tokens: tokens.len(),
-        text,
-        load_seconds: opened.load_seconds,
-        prefill_seconds,
-        attention_seconds: traces.iter().map(|trace| trace.seconds).sum(),
-        decode_seconds,
-        path: last[0].report.path.to_string(),
-        reason: last[0].report.reason.to_string(),
-        density: densities.iter().sum::<f64>() / layers as f64,
-    };
+    let mut stdout = std::io::stdout();
+    let shown: Option<&mut dyn Write> = (!args.model.json).then_some(&mut stdout as _);
+    let answer = answerer.answer(&mut session, &ids, shown)?;
     if args.model.json {
-        return output::json(&report);
+        return output::json(&Report { load_seconds, answer });
     }
-    println!("{rest}");
-    eprintln!(
-        "{} prompt tokens in {:.2} s (attention {:.2} s), {}: {}; density {:.3}; {} tokens in {:.2} s",
-        report.prompt_tokens,
-        report.prefill_seconds,
-        report.attention_seconds,
-        report.path,
-        report.reason,
-        report.density,
-        report.tokens,
-        report.decode_seconds,
-    );
+    answer.print();
     Ok(())
 }
 
-fn prompt_ids(args: &RunArgs, opened: &Opened) -> Result<Vec<u32>> {
-    let prompt = match (&args.prompt, &args.file) {
+fn prompt_ids(args: &RunArgs, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let prompt = match (&args.prompt, &args.prompt_file) {
         (Some(prompt), _) => prompt.clone(),
         (None, Some(file)) => model::read_text(file)?,
-        (None, None) => bail!("give --prompt or --file"),
+        (None, None) => bail!("give --prompt or --prompt-file"),
     };
-    let template = if args.raw { None } else { opened.checkpoint.chat_template()? };
-    let ids = match template {
-        Some(template) => {
-            let config = opened.llama.config();
-            let token = |ids: &[u32]| match ids.first() {
-                Some(&id) => opened.tokenizer.token(id),
-                None => Ok(String::new()),
-            };
-            let (bos, eos) = (token(&config.bos_ids)?, token(&config.eos_ids)?);
-            let text = template
-                .render(&[Message::new("user", prompt)], true, &bos, &eos)
-                .context("the chat template failed; --raw goes without it")?;
-            opened.tokenizer.encode(&text, false)?
+    let prompter = match args.raw {
+        true => None,
+        false => Prompter::new(&args.template, checkpoint, tokenizer)?,
+    };
+    let ids = match prompter {
+        Some(prompter) => {
+            let mut messages = prompter.beginning();
+            messages.push(Message::new("user", prompt));
+            prompter.ids(tokenizer, &messages).context("--raw goes without the chat template")?
         }
-        None => opened.tokenizer.encode(&prompt, true)?,
+        None => {
+            if !args.raw {
+                eprintln!("prism: the model has no chat template: the prompt is taken as it is");
+            }
+            tokenizer.encode(&prompt, true)?
+        }
     };
     if ids.is_empty() {
         bail!("the prompt is empty");

@@ -4,8 +4,18 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 9] =
-    ["", "run", "ppl", "compare", "plan", "doctor", "bench", "bench attention", "bench matmul"];
+const COMMANDS: [&str; 10] = [
+    "",
+    "run",
+    "chat",
+    "ppl",
+    "compare",
+    "plan",
+    "doctor",
+    "bench",
+    "bench attention",
+    "bench matmul",
+];
 
 fn prism(args: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_prism")).args(args).output().unwrap();

@@ -10,12 +10,13 @@ use rayon::prelude::*;
 
 use crate::config::ModelConfig;
 use crate::error::LoadError;
+use crate::generation_config::GenerationConfig;
 use crate::gguf::GgufFile;
 use crate::llama3_factors;
 use crate::names::{self, RowOrder};
 use crate::safetensors_dir::SafetensorsDir;
 use crate::template::ChatTemplate;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{SpecialTokens, Tokenizer};
 
 /// The Llama 3 divisors of the rotary frequencies in GGUF files.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
@@ -293,6 +294,56 @@ impl Checkpoint {
             Files::Directory(directory) => directory.chat_template(),
             Files::Gguf(file) => ChatTemplate::from_gguf(file.metadata())
                 .map_err(|source| LoadError::Template { path: file.path().into(), source }),
+        }
+    }
+
+    /// The names of the tokens that begin and end a text: the tokenizer's own where a directory
+    /// says them, else those of the configured ids.
+    ///
+    /// # Errors
+    ///
+    /// `tokenizer_config.json` is refused, or an id is not in the vocabulary.
+    pub fn special_tokens(&self, tokenizer: &Tokenizer) -> Result<SpecialTokens, LoadError> {
+        let (named, path) = match &self.files {
+            Files::Directory(directory) => (directory.special_tokens()?, directory.config_path()),
+            Files::Gguf(file) => (None, file.path().to_path_buf()),
+        };
+        if let Some(named) = named {
+            return Ok(named);
+        }
+        let token = |ids: &[u32]| ids.first().map(|&id| tokenizer.token(id)).transpose();
+        let refused = |source| LoadError::Tokenizer { path: path.clone(), source };
+        Ok(SpecialTokens {
+            bos: token(&self.config.bos_ids).map_err(refused)?,
+            eos: token(&self.config.eos_ids).map_err(refused)?,
+        })
+    }
+
+    /// Ids that end an answer: those of the configuration (`config.json` and
+    /// `generation_config.json`, or GGUF metadata), and the tokenizer's own end of text.
+    ///
+    /// # Errors
+    ///
+    /// As [`special_tokens`](Self::special_tokens).
+    pub fn end_ids(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, LoadError> {
+        let mut ids = self.config.eos_ids.clone();
+        // A name that the vocabulary lacks can't be generated, so that it needs no id.
+        let eos = self.special_tokens(tokenizer)?.eos;
+        let own = eos.and_then(|token| tokenizer.token_id(&token).ok());
+        ids.extend(own.filter(|id| !self.config.eos_ids.contains(id)));
+        Ok(ids)
+    }
+
+    /// The recommended sampling: `generation_config.json`, or GGUF metadata.
+    ///
+    /// # Errors
+    ///
+    /// A setting has another type.
+    pub fn generation_config(&self) -> Result<GenerationConfig, LoadError> {
+        match &self.files {
+            Files::Directory(directory) => directory.generation_config(),
+            Files::Gguf(file) => GenerationConfig::from_gguf(file.metadata())
+                .map_err(|source| LoadError::Config { path: file.path().into(), source }),
         }
     }
 }

@@ -7,6 +7,28 @@ use crate::model_error::ModelError;
 use crate::sample::Sampler;
 use crate::self_attention::LayerTrace;
 
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model chose this token, which ends a text.
+    EndToken(u32),
+    /// As many tokens as were asked for.
+    Limit,
+    /// The cache has no room for the last token.
+    CacheFull,
+    /// Who heard the last token wanted no more.
+    Stopped,
+}
+
+/// Generated tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// The tokens, without the one that ends the text.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub finish: Finish,
+}
+
 impl Llama {
     /// Runs a prompt through the model in chunks of `chunk` tokens (whole where `None`) and returns
     /// the logits `[vocab]` that follow it.
@@ -47,31 +69,59 @@ impl Llama {
         logits
     }
 
-    /// Continues from `logits` until `eos`, `limit` tokens or a full cache; `visit` gets each
-    /// token and says whether to go on. Decoding reads every key.
+    /// Continues from `logits` until a token that ends a text by the model's configuration, `limit`
+    /// tokens or a full cache; `visit` gets each token and says whether to go on. Decoding reads
+    /// every key.
     ///
     /// # Errors
     /// Logits that can't be sampled, or as [`hidden`](Self::hidden).
     pub fn generate(
         &self,
-        mut logits: Vec<f32>,
+        logits: Vec<f32>,
         limit: usize,
         sampler: &mut Sampler,
         cache: &mut LlamaCache,
         visit: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Vec<u32>, ModelError> {
+        let end = &self.config().eos_ids;
+        Ok(self.generate_until(logits, limit, end, sampler, cache, visit)?.tokens)
+    }
+
+    /// As [`generate`](Self::generate), until one of the tokens `end`. The cache holds all tokens
+    /// but the last one then; where the text ended by itself, all.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_until(
+        &self,
+        mut logits: Vec<f32>,
+        limit: usize,
+        end: &[u32],
+        sampler: &mut Sampler,
+        cache: &mut LlamaCache,
+        visit: &mut dyn FnMut(u32) -> bool,
+    ) -> Result<Generated, ModelError> {
         let mut tokens = Vec::new();
-        while tokens.len() < limit {
+        let finish = loop {
+            if tokens.len() >= limit {
+                break Finish::Limit;
+            }
             let token = sampler.sample(&logits)?;
-            if self.config().eos_ids.contains(&token) {
-                break;
+            if end.contains(&token) {
+                break Finish::EndToken(token);
             }
             tokens.push(token);
-            if !visit(token) || tokens.len() == limit || cache.len() == cache.capacity() {
-                break;
+            if !visit(token) {
+                break Finish::Stopped;
+            }
+            if tokens.len() == limit {
+                break Finish::Limit;
+            }
+            if cache.len() == cache.capacity() {
+                break Finish::CacheFull;
             }
             logits = self.next_logits(&[token], cache, &AttentionOptions::default(), None)?;
-        }
-        Ok(tokens)
+        };
+        Ok(Generated { tokens, finish })
     }
 }

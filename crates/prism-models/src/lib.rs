@@ -3,8 +3,8 @@
 //! Reading order: [`checkpoint`] (a Hugging Face directory or a [`gguf`] file, seen alike;
 //! [`safetensors_dir`], [`shards`], [`safetensors_file`]),
 //! [`config`], [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`],
-//! [`tokenizer`] and [`template`] (text in), [`sample`] and [`generate`] (text out),
-//! [`perplexity`], [`memory`] (what a prompt will take).
+//! [`tokenizer`] and [`template`] (text in), [`sample`], [`generate`] and [`stop`] (text out),
+//! [`session`] (several turns on one cache), [`perplexity`], [`memory`] (what a prompt will take).
 //!
 //! Files are untrusted. Every reader here validates before it allocates, and answers a bad file
 //! with a typed error that says the limit and the value it got.
@@ -14,6 +14,7 @@ pub mod config;
 pub mod error;
 mod files;
 pub mod generate;
+pub mod generation_config;
 pub mod gguf;
 pub mod llama;
 mod llama3_factors;
@@ -30,21 +31,27 @@ pub mod safetensors_dir;
 pub mod safetensors_file;
 pub mod sample;
 pub mod self_attention;
+pub mod session;
 pub mod shards;
+pub mod stop;
 pub mod template;
 pub mod tokenizer;
 
 pub use checkpoint::{Checkpoint, TensorAudit};
 pub use config::{Architecture, ModelConfig};
 pub use error::{ConfigError, LoadError};
+pub use generate::{Finish, Generated};
+pub use generation_config::GenerationConfig;
 pub use llama::{Llama, LlamaCache};
 pub use memory::Memory;
 pub use model_error::ModelError;
 pub use perplexity::Predictions;
-pub use sample::{SampleError, Sampler};
+pub use sample::{SampleError, Sampler, Sampling};
 pub use self_attention::LayerTrace;
-pub use template::{ChatTemplate, Message, TemplateError};
-pub use tokenizer::{DecodeStream, Tokenizer, TokenizerError};
+pub use session::Session;
+pub use stop::StopTexts;
+pub use template::{ChatTemplate, Message, TemplateError, TemplateVariables};
+pub use tokenizer::{DecodeStream, SpecialTokens, Tokenizer, TokenizerError};
 
 /// The code of `docs/models.md`, compiled and run.
 #[cfg(doctest)]

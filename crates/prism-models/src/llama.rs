@@ -70,6 +70,15 @@ impl LlamaCache {
     pub fn reset(&mut self) {
         self.layers.iter_mut().for_each(PrismCache::reset);
     }
+
+    /// Keeps the first `len` positions, for another continuation of the same text.
+    ///
+    /// # Errors
+    /// More positions than are held.
+    pub fn truncate(&mut self, len: usize) -> Result<(), ModelError> {
+        self.layers.iter_mut().try_for_each(|layer| layer.truncate(len))?;
+        Ok(())
+    }
 }
 
 impl Llama {

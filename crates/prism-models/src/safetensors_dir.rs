@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::config::{MAX_CONFIG_BYTES, ModelConfig};
 use crate::error::LoadError;
 use crate::files;
+use crate::generation_config::GenerationConfig;
 use crate::shards::Shards;
 use crate::template::{ChatTemplate, MAX_TEMPLATE_BYTES};
-use crate::tokenizer::{MAX_TOKENIZER_BYTES, Tokenizer};
+use crate::tokenizer::{MAX_TOKENIZER_BYTES, SpecialTokens, Tokenizer};
 
 /// A directory as the Hugging Face Hub lays it out: `config.json`, `model.safetensors` or
 /// shards under `model.safetensors.index.json`, `tokenizer.json`, and optionally `generation_config.json`, `tokenizer_config.json` and
@@ -92,6 +93,32 @@ impl SafetensorsDir {
             },
         };
         template.map_err(|source| LoadError::Template { path, source })
+    }
+
+    /// Reads the names of the special tokens from `tokenizer_config.json`; `None` without one.
+    ///
+    /// # Errors
+    ///
+    /// The file is refused.
+    pub fn special_tokens(&self) -> Result<Option<SpecialTokens>, LoadError> {
+        let Some((path, json)) = self.optional("tokenizer_config.json", MAX_CONFIG_BYTES)? else {
+            return Ok(None);
+        };
+        let tokens = SpecialTokens::from_tokenizer_config(&json);
+        tokens.map(Some).map_err(|source| LoadError::Tokenizer { path, source })
+    }
+
+    /// Reads the recommended sampling from `generation_config.json`; empty without one.
+    ///
+    /// # Errors
+    ///
+    /// The file is refused.
+    pub fn generation_config(&self) -> Result<GenerationConfig, LoadError> {
+        match self.optional("generation_config.json", MAX_CONFIG_BYTES)? {
+            None => Ok(GenerationConfig::default()),
+            Some((path, json)) => GenerationConfig::from_hugging_face(&json)
+                .map_err(|source| LoadError::Config { path, source }),
+        }
     }
 
     fn optional(

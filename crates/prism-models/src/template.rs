@@ -5,16 +5,20 @@
 //! joining two lists by `+` is free, and printing the result costs only in the end, so that a
 //! template that doubles a list some thirty times can exhaust both.
 
+mod clock;
 mod json;
+mod variables;
 
 use std::fmt;
 use std::io::{self, Write};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, context};
+use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
+use serde::Serialize;
 
 use crate::gguf::{Metadata, MetadataError};
+pub use variables::TemplateVariables;
 
 /// Longest template, in bytes.
 pub const MAX_TEMPLATE_BYTES: usize = 1 << 20;
@@ -22,14 +26,14 @@ pub const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 pub const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// Budget of one rendering besides that for its messages: instructions, or 64 bytes of data each.
 const FUEL: u64 = 500_000;
-/// Part of the budget for each byte of the messages: enough to copy them sixteen times.
+/// Part of the budget for each byte of the messages and variables: enough to copy them sixteen times.
 const FUEL_PER_BYTE: f64 = 16.0 / 64.0;
 /// Values can nest as deep as the fuel lasts, and the engine recurses to print and to drop them.
 const STACK_BYTES: usize = 256 << 20;
 const NAME: &str = "chat_template";
 
 /// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
     /// Who speaks: `system`, `user` or `assistant`.
     pub role: String,
@@ -125,6 +129,7 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", clock::strftime_now);
         environment.add_filter("tojson", json::tojson);
         environment.add_template_owned(NAME, source).map_err(TemplateError::Syntax)?;
         Ok(Self { environment })
@@ -182,21 +187,36 @@ impl ChatTemplate {
         bos: &str,
         eos: &str,
     ) -> Result<String, TemplateError> {
-        let bytes = messages.iter().map(|message| message.content.len()).sum::<usize>();
-        let fuel = FUEL + (bytes as f64 * FUEL_PER_BYTE) as u64;
-        let messages = messages
-            .iter()
-            .map(|Message { role, content }| context! { role => role, content => content })
-            .collect::<Vec<_>>();
-        let context = context! {
-            messages,
-            add_generation_prompt,
-            bos_token => bos,
-            eos_token => eos,
-            // Templates ask whether these are none.
-            tools => (),
-            documents => (),
-        };
+        self.render_with(messages, add_generation_prompt, bos, eos, &TemplateVariables::default())
+    }
+
+    /// As [`render`](Self::render), with messages of any form (content in parts, calls of tools, as
+    /// the template understands them) and with `variables`. Those named as what Hugging Face
+    /// gives every template (`messages`, `add_generation_prompt`, `bos_token`, `eos_token`) are
+    /// replaced by it.
+    ///
+    /// # Errors
+    ///
+    /// As [`render`](Self::render), or a message has no JSON.
+    pub fn render_with(
+        &self,
+        messages: &[impl Serialize],
+        add_generation_prompt: bool,
+        bos: &str,
+        eos: &str,
+        variables: &TemplateVariables,
+    ) -> Result<String, TemplateError> {
+        let mut context = TemplateVariables::default();
+        // Templates ask whether these are none.
+        context.set("tools", &())?;
+        context.set("documents", &())?;
+        context.extend(variables);
+        context.set("messages", messages)?;
+        context.set("add_generation_prompt", &add_generation_prompt)?;
+        context.set("bos_token", bos)?;
+        context.set("eos_token", eos)?;
+        let fuel = FUEL + (context.bytes() as f64 * FUEL_PER_BYTE) as u64;
+        let context = context.into_context();
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
             let thread = thread.spawn_scoped(scope, || self.run(context, fuel));
@@ -205,6 +225,12 @@ impl ChatTemplate {
                 Err(TemplateError::Render { message: "the engine panicked".into() })
             })
         })
+    }
+
+    /// Whether the template reads a variable of this name anywhere.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
     }
 
     fn run(&self, context: Value, fuel: u64) -> Result<String, TemplateError> {

@@ -3,11 +3,13 @@
 mod error;
 mod from_gguf;
 mod outline;
+mod special;
 mod stream;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use error::TokenizerError;
+pub use special::SpecialTokens;
 use stream::Alphabet;
 pub use stream::DecodeStream;
 

@@ -65,7 +65,7 @@ fn do_values_nested_as_deep_as_the_fuel_lasts_spare_the_stack() {
 #[test]
 fn are_undefined_variables_and_their_attributes_empty() {
     assert_eq!(render("[{{ absent }}{{ absent.deep.deeper }}{{ absent['x'] }}]").unwrap(), "[]");
-    assert_eq!(render("{% if strftime_now is defined %}x{% endif %}").unwrap(), "");
+    assert_eq!(render("{% if date_string is defined %}x{% endif %}").unwrap(), "");
     assert_eq!(render("{% for x in absent %}x{% endfor %}").unwrap(), "");
 }
 
@@ -79,6 +79,15 @@ fn is_an_exception_of_the_template_passed_on() {
         let expected = "Roles must alternate";
         assert!(matches!(&error, TemplateError::Raised { message } if message == expected));
     }
+}
+
+#[test]
+fn is_a_bad_date_format_an_error() {
+    let error = render("{{ strftime_now('%!') }}").unwrap_err();
+    assert!(
+        matches!(&error, TemplateError::Render { message } if message.contains("%!")),
+        "{error}"
+    );
 }
 
 #[test]
