@@ -341,3 +341,26 @@ fn rotary_tables_that_do_not_fit_are_refused() {
         assert_eq!(got.output.dims(), [1, 2, q_len, 64]);
     }
 }
+
+/// The angles are f64's, far out too.
+#[test]
+fn far_positions_turn_by_their_own_angle() {
+    let rope = Rope::new(5e5);
+    for device in devices_and_wgpu() {
+        let table = RotaryTable::new(&rope, D, 131_072, &device).unwrap();
+        for first in [0, 255, 256, 5000, 131_071] {
+            // Ones in the first half: the cosines come out there, and the sines in the second.
+            let x: Vec<f32> = (0..D).map(|c| if c < D / 2 { 1.0 } else { 0.0 }).collect();
+            let x =
+                Tensor::<1>::from_data(x.as_slice(), (&device, DType::F32)).reshape([1, 1, 1, D]);
+            let got = values(table.rotate(x, first).unwrap());
+            for (j, freq) in rope.inv_freq(D).unwrap().iter().enumerate() {
+                let (sin, cos) = (freq * first as f64).sin_cos();
+                for (got, right) in [(got[j], cos), (got[j + D / 2], sin)] {
+                    let off = (f64::from(got) - right).abs();
+                    assert!(off < 5e-7, "{device:?} position {first} pair {j}: {got}, not {right}");
+                }
+            }
+        }
+    }
+}

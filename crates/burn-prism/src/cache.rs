@@ -71,6 +71,11 @@ impl PrismCache {
         self.len == 0
     }
 
+    /// Positions a block of the pooled keys.
+    pub fn block(&self) -> usize {
+        self.means.block()
+    }
+
     /// Positions it can hold.
     pub fn capacity(&self) -> usize {
         self.k.dims()[2]

@@ -126,6 +126,7 @@ impl PrismAttention {
         let report = Report { path, reason, selected };
         Ok(PrismOutput { output: result.output, lse: result.lse, report })
     }
+
     /// [`forward_cached`](Self::forward_cached) of Q and K as the projections make them, of one length and
     /// before their rotary embedding. The start of a prompt is rotated and pooled by one operation, as in
     /// [`rotate_and_pool`].

@@ -170,6 +170,14 @@ const SUPPORTED_ROPES: &str = "default, linear, dynamic, llama3, yarn";
 /// Why a model configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// A name that stands for no known model.
+    #[error("no shape {name:?}; there are {known}")]
+    UnknownShape {
+        /// The name.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
     /// The text is not JSON.
     #[error("invalid JSON: {0}")]
     Json(#[from] serde_json::Error),

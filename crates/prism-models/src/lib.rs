@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`checkpoint`] (a Hugging Face directory or a [`gguf`] file, seen alike;
 //! [`safetensors_dir`], [`shards`], [`safetensors_file`]),
-//! [`config`], [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`],
+//! [`config`] (and [`shapes`] of known models), [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`] and [`random`] (its weights),
 //! [`tokenizer`] and [`template`] (text in), [`sample`], [`generate`] and [`stop`] (text out),
 //! [`session`] (several turns on one cache), [`perplexity`], [`memory`] (what a prompt will take).
 //!
@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 mod files;
+mod forward;
 pub mod generate;
 pub mod generation_config;
 pub mod gguf;
@@ -25,6 +26,7 @@ pub mod model_error;
 pub mod names;
 pub mod perplexity;
 mod projection;
+pub mod random;
 pub mod rope;
 mod rows;
 pub mod safetensors_dir;
@@ -32,8 +34,10 @@ pub mod safetensors_file;
 pub mod sample;
 pub mod self_attention;
 pub mod session;
+pub mod shapes;
 pub mod shards;
 pub mod stop;
+pub mod stopwatch;
 pub mod template;
 pub mod tokenizer;
 
@@ -50,6 +54,7 @@ pub use sample::{SampleError, Sampler, Sampling};
 pub use self_attention::LayerTrace;
 pub use session::Session;
 pub use stop::StopTexts;
+pub use stopwatch::PartSeconds;
 pub use template::{ChatTemplate, Message, TemplateError, TemplateVariables};
 pub use tokenizer::{DecodeStream, SpecialTokens, Tokenizer, TokenizerError};
 

@@ -4,16 +4,14 @@
 use std::borrow::Cow;
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use burn_nn::RmsNorm;
-use burn_prism::{AttentionOptions, PrismAttention, PrismCache, PrismConfig};
+use burn_prism::{AttentionOptions, PrismAttention, PrismCache, PrismConfig, RotaryTable};
 use prism_core::AttentionShape;
 
 use crate::config::ModelConfig;
 use crate::mlp::Mlp;
 use crate::model_error::ModelError;
-use crate::rope::Rotation;
-use crate::rows;
 use crate::self_attention::{LayerTrace, SelfAttention};
 
 /// One decoder layer.
@@ -47,7 +45,9 @@ pub struct Llama {
 /// Caches of all layers.
 #[derive(Debug, Clone)]
 pub struct LlamaCache {
-    layers: Vec<PrismCache>,
+    pub(crate) layers: Vec<PrismCache>,
+    /// Angles of all its positions and the inverse frequencies they come from, where attention rotates.
+    pub(crate) angles: Option<(Vec<f64>, RotaryTable)>,
 }
 
 impl LlamaCache {
@@ -144,7 +144,7 @@ impl Llama {
     /// Inverse frequencies for all positions of a cache. Under dynamic scaling they depend on the
     /// length of the sequence, and the keys in the cache stay rotated as they were: its capacity
     /// therefore decides, which holds from the first token to the last.
-    fn inv_freq_in(&self, cache: &LlamaCache) -> Result<Cow<'_, [f64]>, ModelError> {
+    pub(crate) fn inv_freq_in(&self, cache: &LlamaCache) -> Result<Cow<'_, [f64]>, ModelError> {
         if !self.dynamic {
             return Ok(Cow::Borrowed(&self.inv_freq));
         }
@@ -174,58 +174,7 @@ impl Llama {
         let layers = (0..self.layers.len())
             .map(|_| PrismCache::new(&shape, capacity, block, dtype, &device))
             .collect::<Result<_, _>>()?;
-        Ok(LlamaCache { layers })
-    }
-
-    /// Runs the tokens that follow those in the cache and returns their final hidden states
-    /// `[1, n, hidden]`. `trace` hears from every layer as it ends, and makes attention be timed.
-    ///
-    /// # Errors
-    /// No tokens, ids past the vocabulary, more than the cache has room for: the cache is unchanged
-    /// then. A cache made for blocks of another size than a layer's: reset it then.
-    pub fn hidden(
-        &self,
-        ids: &[u32],
-        cache: &mut LlamaCache,
-        options: &AttentionOptions,
-        mut trace: Option<&mut dyn FnMut(LayerTrace)>,
-    ) -> Result<Tensor<3>, ModelError> {
-        let n = ids.len();
-        self.check(ids, cache)?;
-        let device = self.device();
-        let tokens: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        let tokens =
-            Tensor::<1, Int>::from_data(TensorData::new(tokens, [n]), (&device, DType::I32));
-        let rotation = Rotation::new(
-            &self.inv_freq_in(cache)?,
-            self.config.rope.attention_factor(),
-            cache.len(),
-            n,
-            (self.dtype(), &device),
-        );
-        let x = self.embedding.val().select(0, tokens).unsqueeze_dim::<3>(0);
-        let runs = rows::runs(n, &device);
-        let rotations: Vec<Rotation> = runs.iter().map(|run| rotation.part(run.clone())).collect();
-        let mut x: Vec<Tensor<3>> =
-            runs.iter().map(|run| x.clone().slice_dim(1, run.clone())).collect();
-        for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
-            let projected = rows::map(x.iter().zip(&rotations).collect(), |(x, rotation)| {
-                layer.attention.project(layer.input_norm.forward(x.clone()), rotation)
-            });
-            let projected = projected.into_iter().collect::<Result<_, _>>()?;
-            let timed = trace.is_some();
-            let (attended, report, seconds) =
-                layer.attention.attend(join(projected), cache, options, timed)?;
-            let added = rows::map(x.into_iter().zip(&runs).collect(), |(x, run)| {
-                let x = layer.attention.output(attended.clone().slice_dim(2, run.clone()), x)?;
-                layer.mlp.forward(layer.post_norm.forward(x.clone()), x)
-            });
-            x = added.into_iter().collect::<Result<_, _>>()?;
-            if let Some(trace) = &mut trace {
-                trace(LayerTrace { layer: index, report, seconds });
-            }
-        }
-        Ok(Tensor::cat(x, 1))
+        Ok(LlamaCache { layers, angles: None })
     }
 
     /// Logits `[n, vocab]` of hidden states `[1, n, hidden]`.
@@ -260,7 +209,7 @@ impl Llama {
         crate::model_error::read_f32(self.logits(last))
     }
 
-    fn check(&self, ids: &[u32], cache: &LlamaCache) -> Result<(), ModelError> {
+    pub(crate) fn check(&self, ids: &[u32], cache: &LlamaCache) -> Result<(), ModelError> {
         if ids.is_empty() {
             return Err(ModelError::NoTokens);
         }
@@ -278,15 +227,4 @@ impl Llama {
         }
         Ok(())
     }
-}
-
-/// Queries, keys and values of consecutive rows, each joined along the rows.
-fn join(parts: Vec<[Tensor<4>; 3]>) -> [Tensor<4>; 3] {
-    let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
-    for [q_part, k_part, v_part] in parts {
-        q.push(q_part);
-        k.push(k_part);
-        v.push(v_part);
-    }
-    [q, k, v].map(|parts| Tensor::cat(parts, 2))
 }

@@ -1,13 +1,13 @@
 //! From checkpoint to model.
 
 use burn::module::Param;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_nn::{Linear, RmsNorm};
 use burn_prism::GateUp;
 use prism_core::RopeScaling;
 
 use crate::checkpoint::Checkpoint;
-use crate::error::LoadError;
+use crate::config::ModelConfig;
 use crate::llama::{DecoderLayer, Llama};
 use crate::mlp::Mlp;
 use crate::model_error::ModelError;
@@ -27,11 +27,7 @@ impl Llama {
         device: &Device,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
-        let compute = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-        if !compute || !device.supports_dtype(dtype) {
-            let device = format!("{device:?}");
-            return Err(ModelError::ComputeType { dtype, device });
-        }
+        check_compute_type(dtype, device)?;
         let expected = checkpoint.expected_tensors();
         for (name, shape) in &expected {
             checkpoint.check_shape(name, shape)?;
@@ -40,10 +36,24 @@ impl Llama {
         if !audit.unexpected.is_empty() {
             return Err(ModelError::UnexpectedTensors { names: audit.unexpected });
         }
-        let config = checkpoint.config().clone();
+        let (mut done, total) = (0, expected.len());
+        Self::assemble(checkpoint.config().clone(), &mut |name, shape| {
+            let data = checkpoint.finite_data(name, shape, dtype)?;
+            done += 1;
+            progress(done, total);
+            let (bytes, _, dtype) = data.into_parts();
+            let data = TensorData::from_bytes(bytes, [shape.iter().product::<usize>()], dtype);
+            Ok(Tensor::from_data(data, (device, dtype)))
+        })
+    }
+
+    /// The model of a config from its tensors, each of which is asked for by its name and shape and given flat.
+    pub(crate) fn assemble(
+        config: ModelConfig,
+        tensor: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor<1>, ModelError>,
+    ) -> Result<Self, ModelError> {
         let inv_freq = config.rope.inv_freq(config.head_dim)?;
-        let total = expected.len();
-        let mut loader = Loader { checkpoint, dtype, device, progress, done: 0, total };
+        let mut loader = Loader { tensor };
         let (hidden, d) = (config.hidden_size, config.head_dim);
         let (q, kv) = (config.q_heads * d, config.kv_heads * d);
         let eps = config.rms_eps;
@@ -91,13 +101,17 @@ impl Llama {
     }
 }
 
+/// Whether a device computes in a type.
+pub(crate) fn check_compute_type(dtype: DType, device: &Device) -> Result<(), ModelError> {
+    let compute = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    if compute && device.supports_dtype(dtype) {
+        return Ok(());
+    }
+    Err(ModelError::ComputeType { dtype, device: format!("{device:?}") })
+}
+
 struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    dtype: DType,
-    device: &'a Device,
-    progress: &'a mut dyn FnMut(usize, usize),
-    done: usize,
-    total: usize,
+    tensor: &'a mut dyn FnMut(&str, &[usize]) -> Result<Tensor<1>, ModelError>,
 }
 
 impl Loader<'_> {
@@ -105,23 +119,20 @@ impl Loader<'_> {
         &mut self,
         name: &str,
         shape: [usize; D],
-    ) -> Result<Tensor<D>, LoadError> {
-        let data = self.checkpoint.finite_data(name, &shape, self.dtype)?;
-        self.done += 1;
-        (self.progress)(self.done, self.total);
-        Ok(Tensor::from_data(data, (self.device, self.dtype)))
+    ) -> Result<Tensor<D>, ModelError> {
+        Ok((self.tensor)(name, &shape)?.reshape(shape))
     }
 
     fn param<const D: usize>(
         &mut self,
         name: &str,
         shape: [usize; D],
-    ) -> Result<Param<Tensor<D>>, LoadError> {
+    ) -> Result<Param<Tensor<D>>, ModelError> {
         Ok(Param::from_tensor(self.tensor(name, shape)?))
     }
 
     /// Checkpoints hold `[out, in]`, Burn multiplies by `[in, out]`: a transposed view serves.
-    fn weight(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor<2>, LoadError> {
+    fn weight(&mut self, name: &str, rows: usize, columns: usize) -> Result<Tensor<2>, ModelError> {
         Ok(self.tensor(name, [rows, columns])?.transpose())
     }
 
@@ -130,13 +141,13 @@ impl Loader<'_> {
         name: &str,
         [rows, columns]: [usize; 2],
         biased: bool,
-    ) -> Result<Linear, LoadError> {
+    ) -> Result<Linear, ModelError> {
         let weight = self.weight(&format!("{name}.weight"), rows, columns)?;
         let bias = if biased { Some(self.param(&format!("{name}.bias"), [rows])?) } else { None };
         Ok(Linear { weight: Param::from_tensor(weight), bias })
     }
 
-    fn norm(&mut self, name: &str, width: usize, epsilon: f64) -> Result<RmsNorm, LoadError> {
+    fn norm(&mut self, name: &str, width: usize, epsilon: f64) -> Result<RmsNorm, ModelError> {
         Ok(RmsNorm { gamma: self.param(name, [width])?, epsilon })
     }
 }

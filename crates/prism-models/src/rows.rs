@@ -13,12 +13,14 @@ use rayon::prelude::*;
 /// Rows that stay in a core's cache with their wide activations.
 const ROWS: usize = 256;
 
-/// How `n` rows are cut on `device`.
-pub(crate) fn runs(n: usize, device: &Device) -> Vec<Range<usize>> {
-    match kernel(device) {
-        Kernel::Flex => (0..n).step_by(ROWS).map(|start| start..n.min(start + ROWS)).collect(),
-        _ => std::iter::once(0..n).collect(),
-    }
+/// Whether rows are cut into runs on `device`.
+pub(crate) fn cut(device: &Device) -> bool {
+    kernel(device) == Kernel::Flex
+}
+
+/// The runs of `n` rows.
+pub(crate) fn runs(n: usize) -> Vec<Range<usize>> {
+    (0..n).step_by(ROWS).map(|start| start..n.min(start + ROWS)).collect()
 }
 
 /// Does `work` for every run, in parallel where there are several; results in order.

@@ -4,12 +4,13 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn_nn::{Linear, RmsNorm};
 use burn_prism::{
-    AttentionOptions, Path, PrismAttention, PrismCache, Reason, Report, dense_attention,
+    AttentionOptions, Path, PrismAttention, PrismCache, PrismConfig, Reason, Report, Rope,
+    RotaryTable, dense_attention,
 };
 use prism_core::error::Result;
 
 use crate::projection::project;
-use crate::rope::Rotation;
+use crate::stopwatch::PartSeconds;
 
 /// The attention of one decoder layer.
 #[derive(Module, Debug)]
@@ -34,6 +35,13 @@ pub struct LayerTrace {
     pub report: Report,
     /// Seconds in attention: pooling, selection and attention itself, without projections.
     pub seconds: f64,
+    /// Seconds in every part of the layer.
+    pub parts: PartSeconds,
+}
+
+/// The report of a layer that was told to attend exactly.
+fn exact() -> Report {
+    Report { path: Path::Dense, reason: Reason::Chosen, selected: None }
 }
 
 impl SelfAttention {
@@ -60,12 +68,12 @@ impl SelfAttention {
         self.prism = prism;
     }
 
-    /// Rotated queries `[1, q_heads, n, head_dim]`, rotated keys and values
-    /// `[1, kv_heads, n, head_dim]` of normed hidden states `[1, n, hidden]`.
+    /// Queries `[1, q_heads, n, head_dim]`, keys and values `[1, kv_heads, n, head_dim]`, before the rotary
+    /// embedding, of normed hidden states `[1, n, hidden]`.
     ///
     /// # Errors
     /// Another hidden size than the weights'.
-    pub fn project(&self, x: Tensor<3>, rotation: &Rotation) -> Result<[Tensor<4>; 3]> {
+    pub fn project(&self, x: Tensor<3>) -> Result<[Tensor<4>; 3]> {
         let [batch, n, _] = x.dims();
         let heads = |layer: &Linear, norm: &Option<RmsNorm>, x: Tensor<3>| {
             let y = project(layer, x, None)?;
@@ -78,14 +86,14 @@ impl SelfAttention {
             Ok(y.swap_dims(1, 2))
         };
         Ok([
-            rotation.apply(heads(&self.q_proj, &self.q_norm, x.clone())?),
-            rotation.apply(heads(&self.k_proj, &self.k_norm, x.clone())?),
+            heads(&self.q_proj, &self.q_norm, x.clone())?,
+            heads(&self.k_proj, &self.k_norm, x.clone())?,
             heads(&self.v_proj, &None, x)?,
         ])
     }
 
-    /// Appends K and V to the cache and attends over all it holds: output
-    /// `[1, q_heads, n, head_dim]`, what was done, and the seconds it took if `timed`.
+    /// Appends rotated K, and V, to the cache and attends over all it holds: output
+    /// `[1, q_heads, n, head_dim]` and what was done.
     ///
     /// # Errors
     /// A full cache, or settings that don't fit the heads.
@@ -94,31 +102,36 @@ impl SelfAttention {
         [q, k, v]: [Tensor<4>; 3],
         cache: &mut PrismCache,
         options: &AttentionOptions,
-        timed: bool,
-    ) -> Result<(Tensor<4>, Report, f64)> {
-        let device = q.device();
-        let sync = || {
-            if timed {
-                // A failed device reports at the next read; here only the clock matters.
-                let _ = device.sync();
-            }
-        };
-        sync();
-        let start = std::time::Instant::now();
-        let (output, report) = match &self.prism {
-            Some(prism) => {
-                let result = prism.forward_cached(q, k, v, cache, options)?;
-                (result.output, result.report)
-            }
-            None => {
-                cache.append(k, v)?;
-                let result = dense_attention(q, cache.keys(), cache.values(), options)?;
-                let report = Report { path: Path::Dense, reason: Reason::Chosen, selected: None };
-                (result.output, report)
-            }
-        };
-        sync();
-        Ok((output, report, start.elapsed().as_secs_f64()))
+    ) -> Result<(Tensor<4>, Report)> {
+        if let Some(prism) = &self.prism {
+            let result = prism.forward_cached(q, k, v, cache, options)?;
+            return Ok((result.output, result.report));
+        }
+        cache.append(k, v)?;
+        let result = dense_attention(q, cache.keys(), cache.values(), options)?;
+        Ok((result.output, exact()))
+    }
+
+    /// [`attend`](Self::attend) of Q and K before their rotary embedding, by the angles of `table`.
+    ///
+    /// # Errors
+    /// As [`attend`](Self::attend), and a table with fewer positions than the cache then holds.
+    pub fn attend_with_rope(
+        &self,
+        [q, k, v]: [Tensor<4>; 3],
+        table: &RotaryTable,
+        cache: &mut PrismCache,
+        options: &AttentionOptions,
+    ) -> Result<(Tensor<4>, Report)> {
+        if let Some(prism) = &self.prism {
+            let result = prism.forward_with_rope(q, k, v, table, cache, options)?;
+            return Ok((result.output, result.report));
+        }
+        // Nothing of these settings but the dense path acts.
+        let config = PrismConfig::new(Rope::new(1e4)).with_block(cache.block());
+        let dense = config.with_dense_below(usize::MAX).init();
+        let result = dense.forward_with_rope(q, k, v, table, cache, options)?;
+        Ok((result.output, exact()))
     }
 
     /// Output `[1, n, hidden]` of attended heads `[1, q_heads, n, head_dim]`, plus a residual of its
