@@ -248,6 +248,8 @@ pub enum BenchCommand {
     Attention(BenchAttentionArgs),
     /// Matrix products on Hopper's tensor cores
     Matmul(BenchMatmulArgs),
+    /// Time to the first token of a whole model, and what it is spent on
+    Prefill(BenchPrefillArgs),
 }
 
 #[derive(Debug, Args)]
@@ -279,6 +281,49 @@ pub struct BenchAttentionArgs {
     /// Also a prompt of a million tokens, checked on sampled rows
     #[arg(long)]
     pub million: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchPrefillArgs {
+    /// Device to time: flex, or cpu, cuda, rocm, wgpu, vulkan or metal where the build has it
+    #[arg(long)]
+    pub device: String,
+    /// A known model, llama-3.1-8b, llama-3.2-1b, qwen3-8b or qwen2.5-7b, or a directory with a config.json
+    #[arg(long, default_value = "llama-3.1-8b")]
+    pub shape: String,
+    /// Give it random weights, which is all that can be done so far: they take as long as trained ones
+    #[arg(long)]
+    pub random_weights: bool,
+    /// Tokens of the prompts
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "4096,8192,32768,65536,131072"
+    )]
+    pub lengths: Vec<usize>,
+    /// Ways to attend
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "prism,dense")]
+    pub attention: Vec<AttentionArg>,
+    /// Share of the causal blocks that Prism reads, above 0 and at most 1: random weights leave no
+    /// structure to select by, so that the number of blocks a row is fixed
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, allow_negative_numbers = true)]
+    pub density: f64,
+    /// Run prompts in chunks of this many tokens
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<usize>,
+    /// Element type of weights and cache: bf16, f16 or f32
+    #[arg(long, default_value = "bf16")]
+    pub dtype: String,
+    /// Seconds in all: nothing is begun after them
+    #[arg(long, default_value_t = 300.0, allow_negative_numbers = true)]
+    pub seconds: f64,
+    /// Also write run.json, table.md and records.csv to this folder
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

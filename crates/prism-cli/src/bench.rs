@@ -7,6 +7,9 @@ use anyhow::{Result, bail};
 use crate::device;
 
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
+mod prefill;
+
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
 pub use on_devices::run;
 
 /// Kinds of device that have none of these kernels.
@@ -29,11 +32,12 @@ fn check(name: &str) -> Result<()> {
 /// A build without CubeCL's kernels times nothing.
 #[cfg(not(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu")))]
 pub fn run(what: &crate::args::BenchCommand) -> Result<()> {
-    use crate::args::BenchCommand::{Attention, Matmul};
+    use crate::args::BenchCommand::{Attention, Matmul, Prefill};
 
     let device = match what {
         Attention(args) => &args.common.device,
         Matmul(args) => &args.common.device,
+        Prefill(_) => bail!("a build with a feature for a device of CubeCL's has this"),
     };
     check(device)?;
     bail!("this build has no kernels of CubeCL: a feature for {device} adds them")
@@ -41,6 +45,8 @@ pub fn run(what: &crate::args::BenchCommand) -> Result<()> {
 
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
 mod on_devices {
+    use std::path::Path;
+
     use anyhow::{Context, Result, ensure};
     use prism_bench::attention::{self, Shape};
     use prism_bench::matmul::{self, SHAPES, Way};
@@ -48,7 +54,7 @@ mod on_devices {
     use prism_bench::{Budget, Gpu, Log, Record, Run, a_million, device::element};
     use serde::Serialize;
 
-    use super::check;
+    use super::{check, prefill};
     use crate::args::{
         BenchAttentionArgs, BenchCommand, BenchCommonArgs, BenchMatmulArgs, EpilogueArg,
     };
@@ -66,6 +72,11 @@ mod on_devices {
         match what {
             BenchCommand::Attention(args) => time(&args.common, |gpu, log| attend(args, gpu, log)),
             BenchCommand::Matmul(args) => time(&args.common, |gpu, log| multiply(args, gpu, log)),
+            BenchCommand::Prefill(args) => {
+                let output =
+                    Output { device: &args.device, out: args.out.as_deref(), json: args.json };
+                report(output, |log| prefill::time(args, log))
+            }
         }
     }
 
@@ -121,27 +132,42 @@ mod on_devices {
         element(&args.dtype)?;
         let (kind, index) = device::parse(&args.device);
         let gpu = Gpu::open(kind, index.map(str::parse).transpose()?)?;
+        let BenchCommonArgs { device, out, json, .. } = args;
+        let output = Output { device, out: out.as_deref(), json: *json };
+        report(output, |log| measure(&gpu, log))
+    }
+
+    /// What was timed on, and where the report goes.
+    struct Output<'a> {
+        device: &'a str,
+        out: Option<&'a Path>,
+        json: bool,
+    }
+
+    /// Measures, and reports.
+    fn report(output: Output, measure: impl FnOnce(&mut Log) -> Result<()>) -> Result<()> {
+        let Output { device, out, json } = output;
         let mut run = Run {
-            gpu: std::env::var("PRISM_GPU").unwrap_or_else(|_| args.device.clone()),
+            gpu: std::env::var("PRISM_GPU").unwrap_or_else(|_| device.into()),
             command: std::env::args().collect::<Vec<_>>().join(" "),
             ..Run::default()
         };
         let mut tell = |run: &Run, line: &str| {
             eprintln!("{line}");
-            match &args.out {
+            match out {
                 Some(out) => run.write(out),
                 None => Ok(()),
             }
         };
-        measure(&gpu, &mut Log::new(&mut run, &mut tell))?;
-        if let Some(out) = &args.out {
+        measure(&mut Log::new(&mut run, &mut tell))?;
+        if let Some(out) = out {
             run.write(out)?;
         }
-        if args.json {
+        if json {
             output::json(&Report { wholes: run.wholes(), run: &run })?;
         } else {
             print(&run);
-            if let Some(out) = &args.out {
+            if let Some(out) = out {
                 println!("run.json, table.md, records.csv and plots are in {}", out.display());
             }
         }

@@ -146,4 +146,56 @@ mod on_cpu {
             assert!(error.contains(says), "{error}");
         }
     }
+
+    const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/tiny-llama31");
+
+    #[test]
+    fn a_models_first_token_is_timed_in_its_parts() {
+        let run = |device: &str| {
+            let args =
+                ["bench", "prefill", "--device", device, "--shape", MODEL, "--random-weights"];
+            let more = ["--lengths", "700", "--dtype", "f32", "--density", "0.5", "--json"];
+            prism(&[&args[..], &more[..]].concat())
+        };
+        for device in ["flex", "cpu"] {
+            let (ok, text, error) = run(device);
+            assert!(ok, "{device}: {error}");
+            let run: Value = serde_json::from_str(&text).unwrap();
+            let ms = |rung: &str, part: &str| {
+                let mut records = run["records"].as_array().unwrap().iter();
+                let found = records.find(|record| {
+                    record["rung"] == rung && record["what"].as_str().unwrap().ends_with(part)
+                });
+                found.unwrap_or_else(|| panic!("no {rung} {part} in {text}"))["ms"]
+                    .as_f64()
+                    .unwrap()
+            };
+            for rung in ["prism", "dense"] {
+                for part in ["tiny-llama31", "linear layers", "attention", "rest"] {
+                    assert!(ms(rung, part) > 0.0, "{device} {rung} {part}");
+                }
+            }
+            assert!(ms("prism", "pool, select") > 0.0);
+            // Six blocks: of the 21 pairs three a row are 15, and with the last row's all 18.
+            let density = run["records"][0]["density"].as_f64().unwrap();
+            assert!((0.5..0.95).contains(&density), "{density}");
+            assert!(run["notes"][0].as_str().unwrap().contains("random weights"), "{text}");
+        }
+    }
+
+    #[test]
+    fn prefills_that_make_no_sense_are_refused() {
+        let refused =
+            |more: &[&str]| refused(&[&["bench", "prefill", "--device", "cpu"][..], more].concat());
+        assert!(refused(&[]).contains("--random-weights"));
+        let random = "--random-weights";
+        let error = refused(&[random, "--shape", "gpt-2"]);
+        assert!(error.contains("no shape \"gpt-2\"; there are llama-3.1-8b"), "{error}");
+        let error = refused(&[random, "--density", "0"]);
+        assert!(error.contains("density must be above 0 and at most 1, got 0"), "{error}");
+        assert!(refused(&[random, "--lengths", "0"]).contains("length must be at least 1"));
+        assert!(refused(&[random, "--chunk", "0"]).contains("chunk must be at least 1"));
+        let error = refused(&[random, "--shape", MODEL, "--dtype", "f64"]);
+        assert!(error.contains("got \"f64\""), "{error}");
+    }
 }
