@@ -89,8 +89,8 @@ def flash_attention_3(module, query, key, value, attention_mask, scaling=None, *
     return (output[0] if isinstance(output, tuple) else output), None
 
 
-AttentionInterface.register("flash-attention-3", flash_attention_3)
-ATTENTIONS = {"flash-attention-3": "transformers, FlashAttention-3", "sdpa": "transformers, SDPA"}
+AttentionInterface.register("third", flash_attention_3)
+ATTENTIONS = {"third": "transformers, FlashAttention-3", "sdpa": "transformers, SDPA"}
 
 
 def model(shape: str, attention: str):

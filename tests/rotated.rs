@@ -59,7 +59,9 @@ impl Case {
         rope: &Rope,
         dtype: DType,
     ) -> Self {
-        let plain = Inputs::random(shape, Kind::HeavyTailed, dtype, 3);
+        // A device rounds what it rotates elsewhere than the host does: before or after the scale, say. Heavy
+        // tails would magnify that beyond any tolerance; attention itself is tested with them.
+        let plain = Inputs::random(shape, Kind::Normal, dtype, 3);
         let each = |b: usize| lengths.map_or((shape.q_len, shape.kv_len), |lengths| lengths[b]);
         let query = |b: usize, i: usize| {
             let (q_len, kv_len) = each(b);
@@ -163,7 +165,7 @@ fn on_every_device() {
     check(all_devices(), &config, shape(1, 100, 100), &[DType::F32, DType::BF16]);
 }
 
-/// Blocks of 128, heads of 128: what Hopper's kernel takes, with the scale in Q.
+/// Blocks of 128: what Hopper's kernel takes, with the scale in Q.
 #[test]
 fn for_blocks_of_a_tile() {
     let kv = [1, 1, 700, D];

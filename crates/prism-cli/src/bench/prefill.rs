@@ -2,7 +2,8 @@
 //!
 //! Of each length and way to attend: one run, in which kernels are compiled, then the median of at most five,
 //! none begun more than two seconds after the first; then one in which the device is waited for between
-//! the parts of a layer. A run ends with the logits of the last token on the host.
+//! the parts of a layer. A run begins with an empty cache and ends with the logits of the last token on the
+//! host. With Prism a run before all these finds how many blocks a row make up the density.
 
 use std::path::Path;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_prism::{AttentionOptions, Budget, PrismConfig, select_blocks};
 use prism_bench::{Log, Record};
 use prism_models::config::MAX_CONFIG_BYTES;
-use prism_models::{LayerTrace, Llama, LlamaCache, ModelConfig, PartSeconds, shapes};
+use prism_models::{LayerTrace, Llama, ModelConfig, PartSeconds, shapes};
 
 use crate::args::{AttentionArg, BenchPrefillArgs};
 use crate::memory::PeakMemory;
@@ -46,8 +47,10 @@ pub(super) fn time(args: &BenchPrefillArgs, log: &mut Log) -> Result<()> {
                 log.note(format!("skipped, for want of time: {attention:?} at {len} tokens"))?;
                 continue;
             }
-            let prism =
-                (attention == AttentionArg::Prism).then(|| fixed(&llama, len, args.density));
+            let prism = match attention {
+                AttentionArg::Prism => Some(fixed(&mut llama, len, args)?),
+                AttentionArg::Dense => None,
+            };
             llama.set_attention(prism.as_ref())?;
             Prompt::new(&llama, len, args).measure(prism.as_ref(), log)?;
         }
@@ -90,15 +93,30 @@ fn sizes(shape: &str) -> Result<ModelConfig> {
     Ok(ModelConfig::from_hugging_face(&json)?)
 }
 
-/// Settings by which every row reads so many blocks that all read `density` of the causal ones.
-fn fixed(llama: &Llama, len: usize, density: f64) -> PrismConfig {
+/// Settings by which every row reads so many blocks that all read `density` of the causal ones. Each band takes
+/// as many, and what both take counts once: how often that happens is measured.
+fn fixed(llama: &mut Llama, len: usize, args: &BenchPrefillArgs) -> Result<PrismConfig> {
     let rows = len.div_ceil(BLOCK);
-    let causal = rows * (rows + 1) / 2;
-    let read = |k: usize| (1..=rows).map(|blocks| blocks.min(k)).sum::<usize>() as f64;
-    let enough = (1..=rows).find(|&k| read(k) >= density * causal as f64);
+    let causal = (rows * (rows + 1) / 2) as f64;
+    let blocks = |density: f64| {
+        let read = |k: usize| (1..=rows).map(|blocks| blocks.min(k)).sum::<usize>() as f64;
+        (1..=rows).find(|&k| read(k) >= density * causal).unwrap_or(rows)
+    };
     let mut config = llama.prism_config().with_block(BLOCK).with_dense_below(0);
-    config.selection.budget = Budget::TopK(enough.unwrap_or(rows));
-    config
+    config.selection.budget = Budget::TopK(blocks(args.density));
+    llama.set_attention(Some(&config))?;
+    let prompt = Prompt::new(llama, len, args);
+    let mut traces = Vec::new();
+    prompt.run(Some(&mut |trace| traces.push(trace)))?;
+    let density = args.density.powi(2) / mean_density(&traces)?;
+    config.selection.budget = Budget::TopK(blocks(density.min(1.0)));
+    Ok(config)
+}
+
+/// Selected over causal blocks, all layers together.
+fn mean_density(traces: &[LayerTrace]) -> Result<f64> {
+    let sum = traces.iter().map(|trace| trace.report.density()).sum::<Result<f64, _>>()?;
+    Ok(sum / traces.len().max(1) as f64)
 }
 
 struct Prompt<'a> {
@@ -117,14 +135,10 @@ impl<'a> Prompt<'a> {
     }
 
     /// Seconds to the logits of the last token.
-    fn run(
-        &self,
-        cache: &mut LlamaCache,
-        trace: Option<&mut dyn FnMut(LayerTrace)>,
-    ) -> Result<f64> {
-        cache.reset();
+    fn run(&self, trace: Option<&mut dyn FnMut(LayerTrace)>) -> Result<f64> {
+        let mut cache = self.llama.cache(self.ids.len(), BLOCK)?;
         let start = Instant::now();
-        self.llama.prefill(&self.ids, self.args.chunk, cache, trace)?;
+        self.llama.prefill(&self.ids, self.args.chunk, &mut cache, trace)?;
         Ok(start.elapsed().as_secs_f64())
     }
 
@@ -132,21 +146,18 @@ impl<'a> Prompt<'a> {
         let device = self.llama.device();
         device.memory_cleanup();
         let mut peak = PeakMemory::default();
-        let mut cache = self.llama.cache(self.ids.len(), BLOCK)?;
-        self.run(&mut cache, None)?;
+        self.run(None)?;
         let (start, mut times) = (Instant::now(), Vec::new());
         while times.len() < RUNS && (times.is_empty() || start.elapsed().as_secs_f64() < SECONDS) {
-            times.push(self.run(&mut cache, None)?);
+            times.push(self.run(None)?);
             peak.note(&device);
         }
         times.sort_by(f64::total_cmp);
         let seconds = times[times.len() / 2];
 
         let mut traces = Vec::new();
-        let traced = self.run(&mut cache, Some(&mut |trace| traces.push(trace)))?;
-        drop(cache);
-        let density = traces.iter().map(|trace| trace.report.density()).sum::<Result<f64, _>>()?;
-        let density = density / traces.len().max(1) as f64;
+        let traced = self.run(Some(&mut |trace| traces.push(trace)))?;
+        let density = mean_density(&traces)?;
         let mut parts = PartSeconds::default();
         for trace in &traces {
             parts.linear += trace.parts.linear;
