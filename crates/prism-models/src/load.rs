@@ -13,6 +13,9 @@ use crate::mlp::Mlp;
 use crate::model_error::ModelError;
 use crate::self_attention::SelfAttention;
 
+/// Where weights come from: of a name and a shape the elements, flat.
+pub(crate) type Weights<'a> = &'a mut dyn FnMut(&str, &[usize]) -> Result<Tensor<1>, ModelError>;
+
 impl Llama {
     /// Loads the weights of a checkpoint in `dtype` on `device`; `progress` hears of
     /// `(tensors done, tensors in all)`.
@@ -47,11 +50,8 @@ impl Llama {
         })
     }
 
-    /// The model of a config from its tensors, each of which is asked for by its name and shape and given flat.
-    pub(crate) fn assemble(
-        config: ModelConfig,
-        tensor: &mut dyn FnMut(&str, &[usize]) -> Result<Tensor<1>, ModelError>,
-    ) -> Result<Self, ModelError> {
+    /// The model of a config from its tensors.
+    pub(crate) fn assemble(config: ModelConfig, tensor: Weights) -> Result<Self, ModelError> {
         let inv_freq = config.rope.inv_freq(config.head_dim)?;
         let mut loader = Loader { tensor };
         let (hidden, d) = (config.hidden_size, config.head_dim);
@@ -111,7 +111,7 @@ pub(crate) fn check_compute_type(dtype: DType, device: &Device) -> Result<(), Mo
 }
 
 struct Loader<'a> {
-    tensor: &'a mut dyn FnMut(&str, &[usize]) -> Result<Tensor<1>, ModelError>,
+    tensor: Weights<'a>,
 }
 
 impl Loader<'_> {
