@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "",
     "run",
     "chat",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 10] = [
     "bench",
     "bench attention",
     "bench matmul",
+    "bench prefill",
 ];
 
 fn prism(args: &[&str]) -> (bool, String, String) {
