@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use burn_prism::plan::support_table;
 use prism_models::memory::memory_table;
+use prism_models::shapes::shape;
 use prism_models::{Memory, ModelConfig};
 
 fn root() -> PathBuf {
@@ -64,40 +65,13 @@ fn bless_support_table_of_the_readme() {
     bless("README.md", parts, &table);
 }
 
-/// Models by the sizes in their `config.json`, and their parameters as published. All are written as
-/// a Llama, whose tensors they have: that of Qwen2.5 has a bias on the output projection too much.
+/// Models, and their parameters as published.
 fn sized() -> [(&'static str, ModelConfig, u64); 4] {
-    let config = |sizes: &str| {
-        let json = format!(
-            r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": {sizes},
-            "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "rope_theta": 500000.0,
-            "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "mlp_bias": false}}"#
-        );
-        ModelConfig::from_hugging_face(json.as_bytes()).unwrap()
-    };
-    let llama_8b = config(
-        r#"128, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256"#,
-    );
-    let llama_1b = config(
-        r#"64, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-        "tie_word_embeddings": true"#,
-    );
-    let qwen3_8b = config(
-        r#"128, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 151936"#,
-    );
-    let qwen2_7b = config(
-        r#"128, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
-        "attention_bias": true"#,
-    );
     [
-        ("Llama-3.1-8B", llama_8b, 8_030_261_248),
-        ("Llama-3.2-1B", llama_1b, 1_235_814_400),
-        ("Qwen3-8B", ModelConfig { qk_norm: true, ..qwen3_8b }, 8_190_735_360),
-        ("Qwen2.5-7B", qwen2_7b, 7_615_616_512 + 28 * 3584),
+        ("Llama-3.1-8B", shape("llama-3.1-8b").unwrap(), 8_030_261_248),
+        ("Llama-3.2-1B", shape("llama-3.2-1b").unwrap(), 1_235_814_400),
+        ("Qwen3-8B", shape("qwen3-8b").unwrap(), 8_190_735_360),
+        ("Qwen2.5-7B", shape("qwen2.5-7b").unwrap(), 7_615_616_512),
     ]
 }
 

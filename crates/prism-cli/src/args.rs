@@ -38,7 +38,7 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// A GGUF file, or a Hugging Face directory with one safetensors file; with the feature `hub`
+    /// A GGUF file, or a Hugging Face directory of safetensors files; with the feature `hub`
     /// also a Hugging Face id
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
