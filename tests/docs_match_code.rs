@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use burn_prism::plan::support_table;
 use prism_models::memory::memory_table;
 use prism_models::shapes::shape;
-use prism_models::{Memory, ModelConfig};
+use prism_models::{Memory, ModelConfig, presets};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -63,6 +63,17 @@ fn bless_support_table_of_the_readme() {
     }
     let table: String = rows.iter().flat_map(|row| [*row, "\n"]).collect();
     bless("README.md", parts, &table);
+}
+
+#[test]
+fn bless_published_masses_of_the_policies_page() {
+    let page = read("docs/policies.md");
+    let parts = generated(
+        &page,
+        "<!-- published masses: generated from presets::PUBLISHED -->\n",
+        "<!-- end of published masses -->",
+    );
+    bless("docs/policies.md", parts, &presets::published_table());
 }
 
 /// Models, and their parameters as published.

@@ -191,7 +191,7 @@ pub fn prism_attention(
     options: &AttentionOptions,
 ) -> Result<PrismOutput> {
     let shape = check::inputs(&q, &k, &v)?;
-    config.validate(shape.head_dim)?;
+    config.validate_for(shape.q_heads, shape.head_dim)?;
     let lengths = SequenceLengths::resolve(options.lengths.as_ref(), &shape)?;
     let (kernel, _) = plan::choose_kernel(&q.device(), q.dtype(), shape.head_dim, config.block);
     let (path, reason) = plan::choose_path(config, &lengths, kernel);

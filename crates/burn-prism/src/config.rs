@@ -5,6 +5,7 @@ use prism_core::error::{PrismError, Result};
 use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule};
 use serde::{Deserialize, Serialize};
 
+use crate::heads::{self, HeadOverride, RuleGroup};
 use crate::module::PrismAttention;
 
 /// Settings of Prism attention. The dial that matters is the mass: more of it is closer to dense
@@ -46,6 +47,9 @@ pub struct PrismConfig {
     /// Prompts with fewer keys than this run dense; the backend's measured crossover unless given.
     #[serde(default)]
     pub dense_below: Option<usize>,
+    /// What single query heads select by instead; a head may be named once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<HeadOverride>,
 }
 
 fn default_block() -> usize {
@@ -64,6 +68,7 @@ impl PrismConfig {
             selection: SelectionRule::default(),
             scale: None,
             dense_below: None,
+            heads: Vec::new(),
         }
     }
 
@@ -130,16 +135,33 @@ impl PrismConfig {
         self
     }
 
-    /// Creates the module. Settings are checked against the head at the first call, or before it
-    /// with [`validate`](Self::validate).
+    /// Adds settings of single query heads.
+    pub fn with_heads(mut self, heads: HeadOverride) -> Self {
+        self.heads.push(heads);
+        self
+    }
+
+    /// Creates the module. Settings are checked against the heads at the first call, or before it
+    /// with [`validate_for`](Self::validate_for).
     pub fn init(&self) -> PrismAttention {
         PrismAttention::new(self.clone())
     }
 
-    /// Checks every setting for a head of `head_dim` dims and returns its bands.
+    /// Checks every setting for a layer of `q_heads` query heads of `head_dim` dims and returns the
+    /// bands.
     ///
     /// # Errors
     /// The first setting out of range, with its limit and the value got.
+    pub fn validate_for(&self, q_heads: usize, head_dim: usize) -> Result<Bands> {
+        let bands = self.validate(head_dim)?;
+        heads::check(&self.heads, self.selection, q_heads)?;
+        Ok(bands)
+    }
+
+    /// [`validate_for`](Self::validate_for) any number of query heads.
+    ///
+    /// # Errors
+    /// As there, but for heads past the last.
     pub fn validate(&self, head_dim: usize) -> Result<Bands> {
         prism_core::BlockGrid::new(self.block, 0, 0)?;
         self.scoring.validate(self.block)?;
@@ -148,10 +170,16 @@ impl PrismConfig {
             return Err(PrismError::Bands { reason });
         }
         self.selection.validate()?;
+        heads::check(&self.heads, self.selection, usize::MAX)?;
         check_scale(self.scale)?;
         // Fails on bad RoPE settings even where explicit bands don't need the frequencies.
         self.rope.inv_freq(head_dim)?;
         Bands::new(self.bands, Some(&self.rope), head_dim, self.block)
+    }
+
+    /// The query heads of a checked layer by the rule that they select by.
+    pub(crate) fn by_rule(&self, q_heads: usize) -> Vec<RuleGroup> {
+        heads::by_rule(&self.heads, self.selection, q_heads)
     }
 }
 

@@ -18,7 +18,7 @@
 //! # Ok::<(), burn_prism::PrismError>(())
 //! ```
 //!
-//! Reading order: [`config`] (settings), [`attention`] (functions on tensors), [`module`] (what
+//! Reading order: [`config`] (settings) with [`heads`] (of single heads), [`attention`] (functions on tensors), [`module`] (what
 //! goes into a model), [`cache`] (prompts in chunks), [`plan`] (what will run, before it runs),
 //! [`report`] (what ran), [`mod@rope_probe`] (whether a config's RoPE is the model's), [`mod@linear`] and [`mod@swiglu`] (the projections around attention) with
 //! [`mod@plan_linear`], [`rotated`] with [`rotary`] (Q and K before RoPE), [`ops`] (what a backend supplies).
@@ -46,6 +46,7 @@ mod select;
 pub mod attention;
 pub mod cache;
 pub mod config;
+pub mod heads;
 pub mod linear;
 pub mod module;
 pub mod ops;
@@ -65,6 +66,7 @@ pub use attention::{
 };
 pub use cache::PrismCache;
 pub use config::PrismConfig;
+pub use heads::HeadOverride;
 pub use linear::{LinearOptions, linear, linear_with};
 pub use module::PrismAttention;
 pub use plan::{Plan, Refused, Step, plan, plan_rotated};

@@ -85,7 +85,7 @@ impl PrismAttention {
         cache: &mut PrismCache,
         options: &AttentionOptions,
     ) -> Result<PrismOutput> {
-        let bands = self.config.validate(q.dims()[3])?;
+        let bands = self.config.validate_for(q.dims()[1], q.dims()[3])?;
         let options = attention::with_scale_of(options, &self.config);
         crate::config::resolve_scale(options.scale, q.dims()[3])?;
         cache.check_call(&q, &self.config, &options)?;
@@ -159,7 +159,7 @@ impl PrismAttention {
             return self.forward_cached(q, k, v, cache, options);
         }
         cache.check_call(&q, &self.config, options)?;
-        let bands = self.config.validate(q.dims()[3])?;
+        let bands = self.config.validate_for(q.dims()[1], q.dims()[3])?;
         let rotated = rotate_and_pool(q, k, table, &self.config, options)?;
         // As of a call that finds them rotated: see there.
         let banded = self.config.scoring == Scoring::Bands;

@@ -88,7 +88,8 @@ pub enum Step {
     Pool,
     /// Both, reading Q and K once.
     RotateAndPool,
-    /// Which blocks each row reads.
+    /// Which blocks each row reads; once a rule where heads have rules of their own
+    /// ([`PrismConfig::heads`]).
     Select,
     /// Attention.
     Attend,
@@ -151,7 +152,7 @@ pub fn plan(
 ) -> Result<Plan> {
     check::element("q", dtype)?;
     check::supported(dtype, device)?;
-    config.validate(shape.head_dim)?;
+    config.validate_for(shape.q_heads, shape.head_dim)?;
     let grids = check::grids(config.block, shape, lengths)?;
     let lengths = SequenceLengths::resolve(lengths, shape)?;
     let (kernel, refused) = choose_kernel(device, dtype, shape.head_dim, config.block);
@@ -163,16 +164,29 @@ pub fn plan(
     };
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let cost = cost.with_scoring(shape, &grids, config.scoring);
+    let rules = config.by_rule(shape.q_heads).len();
     let scratch = match path {
         Path::Dense => 0,
         Path::Sparse => {
             check::selectable(config, lengths.iter().map(|&(_, kv)| kv).max().unwrap_or(0))?;
-            cost.pooled_bytes + cost.selection_bytes
+            let copies = if rules > 1 {
+                // Pooled vectors in the order of the rules, those of K for every query head.
+                let each = AttentionShape { kv_heads: shape.q_heads, ..*shape };
+                let cost = Cost::estimate(&each, &grids, 1.0, dtype.size());
+                let cost = cost.with_scoring(&each, &grids, config.scoring);
+                cost.pooled_bytes + cost.selection_bytes
+            } else {
+                0
+            };
+            cost.pooled_bytes + cost.selection_bytes + copies
         }
     };
     let steps = match path {
         Path::Dense => vec![Step::Attend],
-        Path::Sparse => vec![Step::Pool, Step::Select, Step::Attend],
+        Path::Sparse => {
+            let selects = std::iter::repeat_n(Step::Select, rules);
+            std::iter::once(Step::Pool).chain(selects).chain([Step::Attend]).collect()
+        }
     };
     Ok(Plan {
         path,

@@ -105,7 +105,7 @@ pub fn rotate_and_pool(
     options: &AttentionOptions,
 ) -> Result<Rotated> {
     let shape = check::inputs(&q, &k, &k)?;
-    let bands = config.validate(shape.head_dim)?;
+    let bands = config.validate_for(shape.q_heads, shape.head_dim)?;
     let options = with_scale_of(options, config);
     let scale = resolve_scale(options.scale, shape.head_dim)?;
     let lengths = SequenceLengths::resolve(options.lengths.as_ref(), &shape)?;

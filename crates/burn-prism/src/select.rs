@@ -5,11 +5,12 @@ use burn::backend::tensor::IntTensor;
 use burn::tensor::{DType, Device, Tensor};
 use prism_core::error::Result;
 use prism_core::selection::extent;
-use prism_core::{AttentionShape, BlockGrid, Scoring};
+use prism_core::{AttentionShape, BlockGrid, Scoring, SelectionRule};
 
 use crate::attention::AttentionOptions;
 use crate::check;
 use crate::config::PrismConfig;
+use crate::heads::{RuleGroup, indices, places};
 use crate::ops::{PrismBackend, SecondOrderParams, SelectParams, Side};
 use crate::selected::SelectedBlocks;
 
@@ -24,7 +25,7 @@ pub fn select_blocks(
     options: &AttentionOptions,
 ) -> Result<SelectedBlocks> {
     let shape = check::inputs(&q, &k, &k)?;
-    config.validate(shape.head_dim)?;
+    config.validate_for(shape.q_heads, shape.head_dim)?;
     let grids = check::grids(config.block, &shape, options.lengths.as_ref())?;
     check::selectable(config, grids.iter().map(BlockGrid::kv_len).max().unwrap_or(0))?;
     if is_empty(&grids) {
@@ -32,7 +33,17 @@ pub fn select_blocks(
     }
     match config.scoring {
         Scoring::Bands => {
-            let params = select_params(&grids, config, &shape, options.more_follows)?;
+            let groups = config.by_rule(shape.q_heads);
+            let [RuleGroup { rule, .. }] = groups.as_slice() else {
+                let (pooled_q, means) =
+                    (pool_queries(q, &grids, config), pool(k, &grids, Side::Keys));
+                let history = [shape.batch, shape.q_heads, 4];
+                let history = Tensor::zeros(history, (&means.device(), DType::F32));
+                let pooled_k = PooledKeys::Bands { means, history };
+                let more_follows = options.more_follows;
+                return select_pooled(pooled_q, pooled_k, &shape, grids, config, more_follows);
+            };
+            let params = select_params(&grids, config, *rule, &shape, options.more_follows)?;
             let (q, k) = (q.into_dispatch(), k.into_dispatch());
             let selected = <Dispatch as PrismBackend>::prism_select_blocks(q, k, params);
             Ok(wrap(selected, grids))
@@ -66,6 +77,29 @@ pub(crate) enum PooledKeys {
         /// `[batch, kv_heads, key sub-blocks, head_dim]`.
         variances: Tensor<4>,
     },
+}
+
+impl PooledKeys {
+    /// What some query heads are scored against, as if each had a kv head of its own; `group` query
+    /// heads share one.
+    fn of(&self, heads: &[usize], group: usize) -> Self {
+        let pick = |x: &Tensor<4>| {
+            let kv_heads = heads.iter().map(|head| head / group);
+            x.clone().select(1, indices(kv_heads, &x.device()))
+        };
+        match self {
+            Self::Bands { means, history } => {
+                let heads = indices(heads.iter().copied(), &history.device());
+                Self::Bands { means: pick(means), history: history.clone().select(1, heads) }
+            }
+            Self::SecondOrder { query_sub, key_sub, means, variances } => Self::SecondOrder {
+                query_sub: *query_sub,
+                key_sub: *key_sub,
+                means: pick(means),
+                variances: pick(variances),
+            },
+        }
+    }
 }
 
 /// Means of what queries are scored by in f32: blocks `[batch, q_heads, rows, head_dim]`, or
@@ -119,16 +153,44 @@ pub(crate) fn select_pooled(
     if is_empty(&grids) {
         return Ok(nothing(&pooled_q.device(), shape, grids));
     }
+    let groups = config.by_rule(shape.q_heads);
+    if let [RuleGroup { rule, .. }] = groups.as_slice() {
+        return select_by(*rule, pooled_q, pooled_k, shape, grids, config, more_follows);
+    }
+    let device = pooled_q.device();
+    let (mut words, mut counts) = (Vec::new(), Vec::new());
+    for RuleGroup { heads, rule } in &groups {
+        let q = pooled_q.clone().select(1, indices(heads.iter().copied(), &device));
+        let k = pooled_k.of(heads, shape.group());
+        let selected = select_by(*rule, q, k, shape, grids.clone(), config, more_follows)?;
+        words.push(selected.words);
+        counts.push(selected.counts);
+    }
+    let places = indices(places(&groups), &device);
+    let words = Tensor::cat(words, 1).select(1, places.clone());
+    let counts = Tensor::cat(counts, 1).select(1, places);
+    Ok(SelectedBlocks { words, counts, grids })
+}
+
+/// Selects for heads that share a rule.
+fn select_by(
+    rule: SelectionRule,
+    pooled_q: Tensor<4>,
+    pooled_k: PooledKeys,
+    shape: &AttentionShape,
+    grids: Vec<BlockGrid>,
+    config: &PrismConfig,
+    more_follows: bool,
+) -> Result<SelectedBlocks> {
     let q = pooled_q.into_dispatch();
     let selected = match pooled_k {
         PooledKeys::Bands { means, history } => <Dispatch as PrismBackend>::prism_select(
             q,
             means.into_dispatch(),
             history.into_dispatch(),
-            select_params(&grids, config, shape, more_follows)?,
+            select_params(&grids, config, rule, shape, more_follows)?,
         ),
         PooledKeys::SecondOrder { query_sub, key_sub, means, variances } => {
-            let rule = config.selection;
             <Dispatch as PrismBackend>::prism_select_second_order(
                 q,
                 means.into_dispatch(),
@@ -143,12 +205,12 @@ pub(crate) fn select_pooled(
 fn select_params(
     grids: &[BlockGrid],
     config: &PrismConfig,
+    rule: SelectionRule,
     shape: &AttentionShape,
     more_follows: bool,
 ) -> Result<SelectParams> {
     let bands = config.validate(shape.head_dim)?;
-    let (calibration, rule) = (config.calibration, config.selection);
-    Ok(SelectParams::new(grids.to_vec(), bands, calibration, rule, more_follows))
+    Ok(SelectParams::new(grids.to_vec(), bands, config.calibration, rule, more_follows))
 }
 
 fn wrap(

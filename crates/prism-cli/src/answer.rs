@@ -4,11 +4,12 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use burn_prism::{Path, PrismConfig};
+use burn_prism::Path;
 use prism_models::{Checkpoint, Finish, LayerTrace, Llama, Sampler, Session, StopTexts, Tokenizer};
 use serde::Serialize;
 
 use crate::args::{AttentionArg, ReadArgs, ReportArg, SamplingArgs};
+use crate::attention::{self, Attention};
 use crate::memory::PeakMemory;
 use crate::model::{self, Opened};
 use crate::sampling::Choice;
@@ -77,7 +78,7 @@ pub struct Answer {
 pub struct Answerer {
     pub llama: Llama,
     pub tokenizer: Tokenizer,
-    config: PrismConfig,
+    attention: Attention,
     chunk: Option<usize>,
     report: Option<ReportArg>,
     max_tokens: usize,
@@ -110,6 +111,7 @@ impl Settings {
 /// Refuses arguments that no model could make right, before one is opened.
 pub fn check(args: &SamplingArgs, read: &ReadArgs) -> Result<()> {
     sampling::check(args)?;
+    attention::check(read.attention, &read.settings)?;
     if read.report.is_some() && read.attention == AttentionArg::Dense {
         bail!("--report density needs --attention prism: dense attention reads everything");
     }
@@ -125,14 +127,13 @@ impl Answerer {
         max_tokens: usize,
     ) -> Result<Self> {
         let Opened { mut llama, tokenizer, .. } = opened;
-        let config = read.prism.apply(llama.prism_config())?;
-        let prism = (read.attention == AttentionArg::Prism).then_some(&config);
-        llama.set_attention(prism)?;
+        let attention = Attention::new(read.attention, &read.settings, &llama)?;
+        attention.set(&mut llama)?;
         let Settings { choice, end } = settings;
         Ok(Self {
             llama,
             tokenizer,
-            config,
+            attention,
             chunk: read.chunk.map(usize::from),
             report: read.report,
             max_tokens,
@@ -153,7 +154,7 @@ impl Answerer {
                 "prism: {capacity} tokens go past the {limit} that the model was trained for"
             );
         }
-        Ok(Session::new(self.llama.cache(capacity, self.config.block)?))
+        Ok(Session::new(self.llama.cache(capacity, self.attention.block())?))
     }
 
     /// Reads a prompt, of which the session may hold a part, and answers it. `shown` gets the text
@@ -212,8 +213,13 @@ impl Answerer {
         self.memory.note(&device);
 
         let reused = prompted.reused;
-        let by_head =
-            density::by_head(&self.llama, &traces, reused..ids.len(), chunk, self.config.block)?;
+        let by_head = density::by_head(
+            &self.llama,
+            &traces,
+            reused..ids.len(),
+            chunk,
+            self.attention.block(),
+        )?;
         let last = &traces[traces.len() - layers];
         let ended = matches!(generated.finish, Finish::EndToken(_));
         let followed = (generated.tokens.len() + usize::from(ended)).saturating_sub(1);

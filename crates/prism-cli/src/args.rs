@@ -79,9 +79,10 @@ pub enum ScoringArg {
 
 #[derive(Debug, Args)]
 pub struct PrismArgs {
-    /// Estimated probability that each row keeps, above 0 and at most 1
-    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
-    pub mass: f64,
+    /// Estimated probability that each row keeps, above 0 and at most 1 [default: what was published
+    /// for the model's family, 0.95 or 0.93; 0.95 for a plan]
+    #[arg(long, allow_negative_numbers = true)]
+    pub mass: Option<f64>,
     /// Positions a block
     #[arg(long, default_value_t = 128)]
     pub block: usize,
@@ -116,8 +117,10 @@ impl PrismArgs {
     ///
     /// Arguments that the scoring has no use for are refused rather than ignored.
     pub fn apply(&self, mut config: PrismConfig) -> Result<PrismConfig> {
+        if let Some(mass) = self.mass {
+            config = config.with_mass(mass);
+        }
         config = config
-            .with_mass(self.mass)
             .with_block(self.block)
             .with_scoring(self.scoring()?)
             .with_dense_last_blocks(self.dense_last_blocks)
@@ -150,6 +153,19 @@ impl PrismArgs {
     }
 }
 
+/// Prism's settings, or a file of them.
+#[derive(Debug, Args)]
+pub struct AttentionArgs {
+    #[command(flatten)]
+    pub prism: PrismArgs,
+    /// Take all settings, by layer and by head, from a JSON file (docs/policies.md)
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "mass", "block", "dense_last_blocks", "scoring", "query_sub", "key_sub", "high_dims",
+        "low_dims", "calibration", "dense_below",
+    ])]
+    pub policy: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct PplArgs {
     #[command(flatten)]
@@ -164,7 +180,7 @@ pub struct PplArgs {
     #[arg(long, value_enum, default_value_t = AttentionArg::Prism)]
     pub attention: AttentionArg,
     #[command(flatten)]
-    pub prism: PrismArgs,
+    pub settings: AttentionArgs,
 }
 
 #[derive(Debug, Args)]
@@ -187,7 +203,7 @@ pub struct CompareArgs {
     #[arg(long)]
     pub layer: Option<usize>,
     #[command(flatten)]
-    pub prism: PrismArgs,
+    pub settings: AttentionArgs,
 }
 
 #[derive(Debug, Args)]

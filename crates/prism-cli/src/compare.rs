@@ -4,7 +4,8 @@ use anyhow::{Context, Result, bail};
 use prism_models::{Llama, Predictions, Sampler, Tokenizer};
 use serde::Serialize;
 
-use crate::args::CompareArgs;
+use crate::args::{AttentionArg, CompareArgs};
+use crate::attention::Attention;
 use crate::prefill::{Prefill, Stats};
 use crate::{heatmap, model, output, prefill};
 
@@ -20,7 +21,8 @@ struct Way {
 #[derive(Debug, Serialize)]
 struct Report {
     tokens: usize,
-    mass: f64,
+    /// Of all layers; `None` under a policy, which may give each its own.
+    mass: Option<f64>,
     dense: Way,
     prism: Way,
     /// Prism over dense.
@@ -36,7 +38,7 @@ struct Report {
 pub fn run(args: &CompareArgs) -> Result<()> {
     let mut opened = model::open(&args.model)?;
     let ids = model::read_tokens(&opened.tokenizer, &args.file, args.tokens)?;
-    let config = args.prism.apply(opened.llama.prism_config())?;
+    let attention = Attention::new(AttentionArg::Prism, &args.settings, &opened.llama)?;
     let layer = args.layer.unwrap_or(opened.llama.config().layers / 2);
     if layer >= opened.llama.config().layers {
         bail!("there is no layer {layer}: the model has {}", opened.llama.config().layers);
@@ -44,9 +46,9 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let (llama, tokenizer) = (&mut opened.llama, &opened.tokenizer);
 
     let extra = args.continue_tokens;
-    let pass = prefill::run(llama, &ids, None, extra)?;
+    let pass = prefill::run(llama, &ids, &Attention::Dense, extra)?;
     let (dense, dense_predictions) = finish(llama, tokenizer, pass, &ids, extra)?;
-    let pass = prefill::run(llama, &ids, Some(&config), extra)?;
+    let pass = prefill::run(llama, &ids, &attention, extra)?;
     let drawn = match (&args.heatmap, &pass.selected[layer]) {
         (Some(path), Some(selected)) => {
             heatmap::write(path, &selected.to_host()?, selected.grids(), layer)
@@ -60,7 +62,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
 
     let report = Report {
         tokens: ids.len(),
-        mass: args.prism.mass,
+        mass: attention.mass(),
         prefill_ratio: prism.stats.seconds / dense.stats.seconds,
         attention_ratio: prism.stats.attention_seconds / dense.stats.attention_seconds,
         density: prism.stats.density(),
@@ -114,10 +116,8 @@ fn print(report: &Report) -> Result<()> {
     let min = by_layer.iter().copied().fold(f64::INFINITY, f64::min);
     let max = by_layer.iter().copied().fold(0.0, f64::max);
     println!("path: {} ({})", prism.stats.path, prism.stats.reason);
-    println!(
-        "density by layer: min {min:.3}, mean {:.3}, max {max:.3} at mass {}",
-        report.density, report.mass
-    );
+    let at = report.mass.map_or("under the policy".into(), |mass| format!("at mass {mass}"));
+    println!("density by layer: min {min:.3}, mean {:.3}, max {max:.3} {at}", report.density);
     let shown: Vec<String> = by_layer.iter().map(|d| format!("{d:.2}")).collect();
     println!("  {}", shown.join(" "));
     println!("same likeliest next token at {:.1} % of positions", 100.0 * report.top1_agreement);

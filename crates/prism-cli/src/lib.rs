@@ -2,6 +2,7 @@
 
 mod answer;
 mod args;
+mod attention;
 mod bench;
 mod chat;
 mod compare;

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::args::{AttentionArg, PplArgs};
+use crate::args::PplArgs;
+use crate::attention::{self, Attention};
 use crate::{model, output, prefill};
 
 #[derive(Debug, Serialize)]
@@ -24,12 +25,11 @@ struct Report {
 }
 
 pub fn run(args: &PplArgs) -> Result<()> {
+    attention::check(args.attention, &args.settings)?;
     let mut opened = model::open(&args.model)?;
     let ids = model::read_tokens(&opened.tokenizer, &args.file, args.tokens)?;
-    let prism = (args.attention == AttentionArg::Prism)
-        .then(|| args.prism.apply(opened.llama.prism_config()))
-        .transpose()?;
-    let pass = prefill::run(&mut opened.llama, &ids, prism.as_ref(), 0)?;
+    let attention = Attention::new(args.attention, &args.settings, &opened.llama)?;
+    let pass = prefill::run(&mut opened.llama, &ids, &attention, 0)?;
     let predictions = opened.llama.predictions(&pass.hidden, &ids)?;
     let report = Report {
         tokens: ids.len(),

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::Tensor;
-use burn_prism::{AttentionOptions, Path, PrismConfig, SelectedBlocks};
+use burn_prism::{AttentionOptions, Path, SelectedBlocks};
 use prism_models::{LayerTrace, Llama, LlamaCache};
 use serde::Serialize;
 
+use crate::attention::Attention;
 use crate::model::bar;
 
 /// A pass over a whole prompt.
@@ -44,18 +45,11 @@ impl Stats {
     }
 }
 
-/// Runs `ids` in one go, dense or with Prism, with room for `extra` tokens after them.
-pub fn run(
-    llama: &mut Llama,
-    ids: &[u32],
-    prism: Option<&PrismConfig>,
-    extra: usize,
-) -> Result<Prefill> {
-    llama.set_attention(prism)?;
-    let block = prism.map_or(128, |config| config.block);
-    let mut cache = llama.cache(ids.len() + extra, block)?;
-    let what = if prism.is_some() { "prism" } else { "dense" };
-    let bar = bar(what, llama.config().layers);
+/// Runs `ids` in one go, attending as `attention` says, with room for `extra` tokens after them.
+pub fn run(llama: &mut Llama, ids: &[u32], attention: &Attention, extra: usize) -> Result<Prefill> {
+    attention.set(llama)?;
+    let mut cache = llama.cache(ids.len() + extra, attention.block())?;
+    let bar = bar(attention.name(), llama.config().layers);
     let mut traces: Vec<LayerTrace> = Vec::new();
     let start = Instant::now();
     let hidden = llama.hidden(

@@ -183,6 +183,67 @@ fn ppl_and_compare_print_what_they_promise() {
     assert_eq!(json["text"], again["text"], "the same seed gives the same text");
 }
 
+/// A policy file reaches the layers that it names; what contradicts it is refused.
+#[test]
+fn policies_come_from_files() {
+    let (folder, model, file) = tiny_model();
+    let (model, file) = (model.as_str(), file.as_str());
+    let write = |name: &str, json: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, json).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let bands = r#""bands": {"dims": {"high": 16, "low": 24}}"#;
+    let policy = write(
+        "policy.json",
+        &format!(
+            r#"{{"block": 16, "base": {{"mass": 0.6, "dense_below": 0, {bands}}}, "layers": [
+                {{"first": 0, "last": 0, "dense": true}},
+                {{"first": 2, "last": 2, "set": {{"heads": [{{"heads": [1], "mass": 1.0}}]}}}}]}}"#
+        ),
+    );
+    let json = |args: &[&str]| {
+        let mut args = args.to_vec();
+        args.extend(["--model", model, "--policy", &policy, "--json"]);
+        let (ok, json, error) = prism(&args);
+        assert!(ok, "{args:?}: {error}");
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()
+    };
+    let densities = |report: &serde_json::Value| -> Vec<f64> {
+        let all = report["density_by_layer"].as_array().unwrap();
+        all.iter().map(|density| density.as_f64().unwrap()).collect()
+    };
+    let ppl = json(&["ppl", "--file", file, "--tokens", "300"]);
+    assert_eq!(ppl["path"], "mixed");
+    let by_layer = densities(&ppl);
+    assert_eq!(by_layer[0], 1.0);
+    assert!(by_layer[1] < 0.95 && by_layer[2] < 1.0, "{by_layer:?}");
+    let compare = json(&["compare", "--file", file, "--tokens", "300"]);
+    assert_eq!(densities(&compare["prism"]), by_layer);
+    assert!(compare["mass"].is_null());
+    let run = ["run", "--raw", "--prompt-file", file, "--max-tokens", "2", "--report", "density"];
+    let by_head = json(&run)["density_by_head"].clone();
+    assert_eq!((&by_head[0][0], &by_head[2][1]), (&1.0.into(), &1.0.into()));
+    assert!(by_head[2][0].as_f64().unwrap() < 1.0, "{by_head}");
+
+    let four = write("four.json", r#"{"layers": [{"first": 3, "last": 3, "dense": true}]}"#);
+    let no_json = write("none.json", "mass: 0.9");
+    let cases: [(&[&str], &str); 6] = [
+        (&["--policy", &four], "there is no layer 3: the model has 3"),
+        (&["--policy", &no_json], "not a policy: expected value"),
+        (&["--policy", "nowhere.json"], "can't use nowhere.json"),
+        (&["--policy", &policy, "--mass", "0.9"], "cannot be used with"),
+        (&["--policy", &policy, "--dense-below", "0"], "cannot be used with"),
+        (&["--policy", &policy, "--attention", "dense"], "--policy needs --attention prism"),
+    ];
+    for (more, says) in cases {
+        let mut args = vec!["ppl", "--model", model, "--file", file];
+        args.extend(more);
+        let (ok, _, error) = prism(&args);
+        assert!(!ok && error.contains(says), "{args:?} says {error}");
+    }
+}
+
 /// Every device of the build that this machine has scores a text as the first does, dense and sparse.
 #[test]
 fn every_device_scores_alike() {

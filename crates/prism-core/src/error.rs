@@ -129,6 +129,12 @@ pub enum PrismError {
         /// Which invariant, where, and the value got.
         reason: String,
     },
+    /// Settings of single heads that don't fit the heads or each other.
+    #[error("head overrides: {reason}")]
+    HeadOverrides {
+        /// The limit and the value got.
+        reason: String,
+    },
     /// An element type can't be used here.
     #[error("{what}: element type {got} is not supported, expected {allowed}")]
     DType {

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`checkpoint`] (a Hugging Face directory or a [`gguf`] file, seen alike;
 //! [`safetensors_dir`], [`shards`], [`safetensors_file`]),
-//! [`config`] (and [`shapes`] of known models), [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`] and [`random`] (its weights),
+//! [`config`] (and [`shapes`] of known models), [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`] and [`random`] (its weights), [`policy`] and [`presets`] (how it attends),
 //! [`tokenizer`] and [`template`] (text in), [`sample`], [`generate`] and [`stop`] (text out),
 //! [`session`] (several turns on one cache), [`perplexity`], [`memory`] (what a prompt will take).
 //!
@@ -25,6 +25,8 @@ pub mod mlp;
 pub mod model_error;
 pub mod names;
 pub mod perplexity;
+pub mod policy;
+pub mod presets;
 mod projection;
 pub mod random;
 pub mod rope;
@@ -50,6 +52,7 @@ pub use llama::{Llama, LlamaCache};
 pub use memory::Memory;
 pub use model_error::ModelError;
 pub use perplexity::Predictions;
+pub use policy::{AttentionPolicy, LayerOverride, LayerSettings, PolicyError};
 pub use sample::{SampleError, Sampler, Sampling};
 pub use self_attention::LayerTrace;
 pub use session::Session;
@@ -62,3 +65,8 @@ pub use tokenizer::{DecodeStream, SpecialTokens, Tokenizer, TokenizerError};
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/models.md")]
 struct ModelsPage;
+
+/// The code of `docs/policies.md`, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/policies.md")]
+struct PoliciesPage;

@@ -12,6 +12,8 @@ use prism_core::AttentionShape;
 use crate::config::ModelConfig;
 use crate::mlp::Mlp;
 use crate::model_error::ModelError;
+use crate::policy::AttentionPolicy;
+use crate::presets;
 use crate::self_attention::{LayerTrace, SelfAttention};
 
 /// One decoder layer.
@@ -87,9 +89,9 @@ impl Llama {
         &self.config
     }
 
-    /// Prism settings that fit this model: its RoPE, and the paper's defaults.
+    /// Prism settings that fit this model: [`presets::recommended`].
     pub fn prism_config(&self) -> PrismConfig {
-        PrismConfig::new(self.config.rope)
+        presets::recommended(&self.config)
     }
 
     /// Lets every layer attend with Prism, or exactly where `None`.
@@ -113,11 +115,23 @@ impl Llama {
         prism: Option<&PrismConfig>,
     ) -> Result<(), ModelError> {
         if let Some(config) = prism {
-            config.validate(self.config.head_dim)?;
+            config.validate_for(self.config.q_heads, self.config.head_dim)?;
         }
         let layers = self.layers.len();
         let got = self.layers.get_mut(layer).ok_or(ModelError::NoSuchLayer { layer, layers })?;
         got.attention.set_prism(prism.map(|config| PrismAttention::new(config.clone())));
+        Ok(())
+    }
+
+    /// Lets every layer attend as a policy says. Its block size is that of [`Llama::cache`].
+    ///
+    /// # Errors
+    /// A policy that doesn't fit the model; nothing has changed then.
+    pub fn set_policy(&mut self, policy: &AttentionPolicy) -> Result<(), ModelError> {
+        let configs = policy.resolve(&self.config)?;
+        for (layer, config) in configs.iter().enumerate() {
+            self.set_layer_attention(layer, config.as_ref())?;
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use prism_core::PrismError;
 use thiserror::Error;
 
 use crate::error::LoadError;
+use crate::policy::PolicyError;
 use crate::sample::SampleError;
 
 /// Why a model could not be loaded or run.
@@ -17,6 +18,9 @@ pub enum ModelError {
     /// Attention refused.
     #[error(transparent)]
     Attention(#[from] PrismError),
+    /// The policy of attention doesn't fit the model.
+    #[error("policy: {0}")]
+    Policy(#[from] PolicyError),
     /// The next token could not be chosen.
     #[error(transparent)]
     Sample(#[from] SampleError),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{AttentionArg, ModelArgs, PrismArgs};
+use super::{AttentionArg, AttentionArgs, ModelArgs};
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -107,5 +107,5 @@ pub struct ReadArgs {
     #[arg(long, value_enum)]
     pub report: Option<ReportArg>,
     #[command(flatten)]
-    pub prism: PrismArgs,
+    pub settings: AttentionArgs,
 }
