@@ -188,6 +188,21 @@ fn attention_reads_what_the_heads_select() {
     }
 }
 
+/// A selection is a choice and has no gradient; what is attended has.
+#[test]
+fn heads_select_alike_where_gradients_are_tracked() {
+    let inputs = Inputs::random(shape(), Kind::Normal, DType::F32, 11);
+    let (config, options) = (with_overrides(&layer()), AttentionOptions::default());
+    for device in devices() {
+        let right = selected(&config, &inputs, &device);
+        let [q, k, v] = inputs.tensors(DType::F32, &device.autodiff()).map(Tensor::require_grad);
+        let output = prism_attention(q.clone(), k, v, &config, &options).unwrap();
+        let gradients = output.output.clone().sum().backward();
+        assert!(values(q.grad(&gradients).unwrap()).iter().any(|&x| x != 0.0));
+        assert_eq!(vec![host(output)], right);
+    }
+}
+
 /// Where every head has the same settings, they may stand in either place: one selection is made.
 #[test]
 fn overrides_of_every_head_are_the_layers_settings() {
