@@ -89,13 +89,14 @@ def flash_attention_3(module, query, key, value, attention_mask, scaling=None, *
     return (output[0] if isinstance(output, tuple) else output), None
 
 
-AttentionInterface.register("third", flash_attention_3)
-ATTENTIONS = {"third": "transformers, FlashAttention-3", "sdpa": "transformers, SDPA"}
+# What transformers calls them: names that begin with "flash" it would look for on its hub.
+ATTENTIONS = {"flash-attention-3": "registered_here", "sdpa": "sdpa"}
+AttentionInterface.register("registered_here", flash_attention_3)
 
 
 def model(shape: str, attention: str):
     kind, sizes = SHAPES[shape]
-    config = kind(**(COMMON | sizes), attn_implementation=attention)
+    config = kind(**(COMMON | sizes), attn_implementation=ATTENTIONS[attention])
     with torch.device("cuda"):
         made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return made.eval().requires_grad_(False)
@@ -123,7 +124,7 @@ def measure(made, shape: str, attention: str, length: int) -> dict:
     peak = torch.cuda.max_memory_reserved() / 2**30
     return {
         "what": f"prefill {shape}",
-        "rung": ATTENTIONS[attention],
+        "rung": f"transformers, {attention}",
         "dtype": "bf16",
         "batch": 1,
         "q_heads": config.num_attention_heads,
@@ -171,7 +172,7 @@ def main() -> None:
             skip(attention, repr(error)[:300])
             continue
         for length in args.lengths:
-            what = f"{args.shape}, {ATTENTIONS[attention]}, {length} tokens"
+            what = f"{args.shape}, transformers, {attention}, {length} tokens"
             if time.monotonic() - start > args.seconds:
                 skip(what, f"the {args.seconds:.0f} s are over")
                 continue
