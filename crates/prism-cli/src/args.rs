@@ -2,6 +2,7 @@
 
 mod generation;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -179,6 +180,9 @@ pub struct PplArgs {
     /// Attention to measure
     #[arg(long, value_enum, default_value_t = AttentionArg::Prism)]
     pub attention: AttentionArg,
+    /// Read the text in chunks of this many tokens
+    #[arg(long, value_name = "N")]
+    pub chunk: Option<NonZeroUsize>,
     #[command(flatten)]
     pub settings: AttentionArgs,
 }

@@ -46,9 +46,9 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let (llama, tokenizer) = (&mut opened.llama, &opened.tokenizer);
 
     let extra = args.continue_tokens;
-    let pass = prefill::run(llama, &ids, &Attention::Dense, extra)?;
+    let pass = prefill::run(llama, &ids, &Attention::Dense, None, extra)?;
     let (dense, dense_predictions) = finish(llama, tokenizer, pass, &ids, extra)?;
-    let pass = prefill::run(llama, &ids, &attention, extra)?;
+    let pass = prefill::run(llama, &ids, &attention, None, extra)?;
     let drawn = match (&args.heatmap, &pass.selected[layer]) {
         (Some(path), Some(selected)) => {
             heatmap::write(path, &selected.to_host()?, selected.grids(), layer)

@@ -29,7 +29,7 @@ pub fn run(args: &PplArgs) -> Result<()> {
     let mut opened = model::open(&args.model)?;
     let ids = model::read_tokens(&opened.tokenizer, &args.file, args.tokens)?;
     let attention = Attention::new(args.attention, &args.settings, &opened.llama)?;
-    let pass = prefill::run(&mut opened.llama, &ids, &attention, 0)?;
+    let pass = prefill::run(&mut opened.llama, &ids, &attention, args.chunk, 0)?;
     let predictions = opened.llama.predictions(&pass.hidden, &ids)?;
     let report = Report {
         tokens: ids.len(),

@@ -1,10 +1,11 @@
 //! One timed pass over a prompt, with what every layer did.
 
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::Tensor;
-use burn_prism::{AttentionOptions, Path, SelectedBlocks};
+use burn_prism::{AttentionOptions, BlockGrid, Path, SelectedBlocks};
 use prism_models::{LayerTrace, Llama, LlamaCache};
 use serde::Serialize;
 
@@ -19,7 +20,7 @@ pub struct Prefill {
     pub logits: Vec<f32>,
     pub cache: LlamaCache,
     pub stats: Stats,
-    /// What each layer read; `None` where it read everything.
+    /// What each layer read, chunk after chunk; `None` where it read everything.
     pub selected: Vec<Option<SelectedBlocks>>,
 }
 
@@ -30,9 +31,9 @@ pub struct Stats {
     pub seconds: f64,
     /// Of those, in attention: pooling, selection and attention itself.
     pub attention_seconds: f64,
-    /// `dense`, `sparse`, or `mixed` where layers differ.
+    /// `dense`, `sparse`, or `mixed` where layers or chunks differ.
     pub path: String,
-    /// Why the first layer took its path.
+    /// Why the first layer took its path, of the first chunk.
     pub reason: String,
     /// Selected over causal blocks of each layer.
     pub density_by_layer: Vec<f64>,
@@ -45,39 +46,64 @@ impl Stats {
     }
 }
 
-/// Runs `ids` in one go, attending as `attention` says, with room for `extra` tokens after them.
-pub fn run(llama: &mut Llama, ids: &[u32], attention: &Attention, extra: usize) -> Result<Prefill> {
+/// Runs `ids` in one go, or in chunks of so many tokens, attending as `attention` says, with room for `extra`
+/// tokens after them.
+pub fn run(
+    llama: &mut Llama,
+    ids: &[u32],
+    attention: &Attention,
+    chunk: Option<NonZeroUsize>,
+    extra: usize,
+) -> Result<Prefill> {
     attention.set(llama)?;
+    let chunk = chunk.map_or(ids.len().max(1), usize::from);
     let mut cache = llama.cache(ids.len() + extra, attention.block())?;
-    let bar = bar(attention.name(), llama.config().layers);
+    let layers = llama.config().layers;
+    let bar = bar(attention.name(), layers * ids.len().div_ceil(chunk));
     let mut traces: Vec<LayerTrace> = Vec::new();
+    // Pairs of blocks that each chunk could read, by which its density counts.
+    let mut causal: Vec<f64> = Vec::new();
+    let mut hidden = Vec::new();
     let start = Instant::now();
-    let hidden = llama.hidden(
-        ids,
-        &mut cache,
-        &AttentionOptions::default(),
-        Some(&mut |trace| {
-            bar.inc(1);
-            traces.push(trace);
-        }),
-    )?;
+    for part in ids.chunks(chunk) {
+        let more_follows = cache.len() + part.len() < ids.len();
+        let options = AttentionOptions::default().with_more_follows(more_follows);
+        hidden.push(llama.hidden(
+            part,
+            &mut cache,
+            &options,
+            Some(&mut |trace| {
+                bar.inc(1);
+                traces.push(trace);
+            }),
+        )?);
+        let grid = BlockGrid::new(attention.block(), part.len(), cache.len())?;
+        causal.push(grid.causal_pairs() as f64);
+    }
+    let hidden = Tensor::cat(hidden, 1);
     let logits = llama.last_logits(&hidden)?;
     let seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let stats = stats(&traces, seconds)?;
+    let stats = stats(&traces, &causal, layers, seconds)?;
     let selected = traces.into_iter().map(|trace| trace.report.selected).collect();
     Ok(Prefill { hidden, logits, cache, stats, selected })
 }
 
-fn stats(traces: &[LayerTrace], seconds: f64) -> Result<Stats> {
+/// Of the traces of all layers, chunk after chunk.
+fn stats(traces: &[LayerTrace], causal: &[f64], layers: usize, seconds: f64) -> Result<Stats> {
     let sparse = traces.iter().filter(|trace| trace.report.path == Path::Sparse).count();
     let path = match sparse {
         0 => "dense",
         all if all == traces.len() => "sparse",
         _ => "mixed",
     };
-    let density_by_layer =
-        traces.iter().map(|trace| trace.report.density()).collect::<Result<_, _>>()?;
+    let mut density_by_layer = vec![0.0; layers];
+    for (chunk, causal_of_chunk) in traces.chunks(layers.max(1)).zip(causal) {
+        let share = causal_of_chunk / causal.iter().sum::<f64>();
+        for trace in chunk {
+            density_by_layer[trace.layer] += share * trace.report.density()?;
+        }
+    }
     Ok(Stats {
         seconds,
         attention_seconds: traces.iter().map(|trace| trace.seconds).sum(),

@@ -132,6 +132,32 @@ fn tiny_model() -> (tempfile::TempDir, String, String) {
     (folder, model, file)
 }
 
+/// Dense, in any chunks; with causal calibration in chunks of whole blocks.
+#[test]
+fn a_text_in_chunks_scores_as_the_whole() {
+    let (_folder, model, file) = tiny_model();
+    let ppl = |more: &[&str]| {
+        let mut args = vec!["ppl", "--model", &model, "--file", &file, "--tokens", "300", "--json"];
+        args.extend(more);
+        let (ok, json, error) = prism(&args);
+        assert!(ok, "{error}");
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        ["nll", "density"].map(|number| report[number].as_f64().unwrap())
+    };
+    let near = |a: [f64; 2], b: [f64; 2]| {
+        assert!((a[0] - b[0]).abs() < 1e-4 && (a[1] - b[1]).abs() < 1e-9, "{a:?}, not {b:?}");
+    };
+    let dense = ["--attention", "dense"];
+    near(ppl(&[&dense[..], &["--chunk", "70"]].concat()), ppl(&dense));
+    let bands = ["--block", "16", "--high-dims", "16", "--low-dims", "24", "--dense-below", "0"];
+    let causal = [&bands[..], &["--mass", "0.7", "--calibration", "causal"]].concat();
+    let whole = ppl(&causal);
+    assert!(whole[1] < 0.95, "{whole:?}");
+    near(ppl(&[&causal[..], &["--chunk", "48"]].concat()), whole);
+    let (ok, _, error) = prism(&["ppl", "--model", &model, "--file", &file, "--chunk", "0"]);
+    assert!(!ok && error.contains("--chunk"), "{error}");
+}
+
 /// The whole program on a tiny model with random weights: what it prints is not text, but every
 /// number must be there.
 #[test]
