@@ -4,7 +4,6 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use burn_prism::Path;
 use prism_models::{Checkpoint, Finish, LayerTrace, Llama, Sampler, Session, StopTexts, Tokenizer};
 use serde::Serialize;
 
@@ -13,7 +12,7 @@ use crate::attention::{self, Attention};
 use crate::memory::PeakMemory;
 use crate::model::{self, Opened};
 use crate::sampling::Choice;
-use crate::{density, sampling};
+use crate::{density, prefill, sampling};
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -244,7 +243,7 @@ impl Answerer {
             decode_tokens_per_second: after_first
                 .filter(|_| followed > 0)
                 .map(|seconds| followed as f64 / seconds),
-            path: path(&traces),
+            path: prefill::path(&traces),
             reason: last.report.reason.to_string(),
             density: density::mean(&by_head),
             density_by_head: self.report.map(|ReportArg::Density| by_head),
@@ -291,14 +290,6 @@ impl Answer {
         );
         eprintln!("sampling: {}", self.sampling.describe());
         eprintln!("peak memory: {}", self.peak_memory.describe());
-    }
-}
-
-fn path(traces: &[LayerTrace]) -> &'static str {
-    match traces.iter().filter(|trace| trace.report.path == Path::Sparse).count() {
-        0 => "dense",
-        all if all == traces.len() => "sparse",
-        _ => "mixed",
     }
 }
 

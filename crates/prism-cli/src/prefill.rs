@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 use burn::tensor::Tensor;
-use burn_prism::{AttentionOptions, BlockGrid, Path, SelectedBlocks};
+use burn_prism::{AttentionOptions, Path, SelectedBlocks};
 use prism_models::{LayerTrace, Llama, LlamaCache};
 use serde::Serialize;
 
 use crate::attention::Attention;
+use crate::density;
 use crate::model::bar;
 
 /// A pass over a whole prompt.
@@ -61,8 +62,6 @@ pub fn run(
     let layers = llama.config().layers;
     let bar = bar(attention.name(), layers * ids.len().div_ceil(chunk));
     let mut traces: Vec<LayerTrace> = Vec::new();
-    // Pairs of blocks that each chunk could read, by which its density counts.
-    let mut causal: Vec<f64> = Vec::new();
     let mut hidden = Vec::new();
     let start = Instant::now();
     for part in ids.chunks(chunk) {
@@ -77,38 +76,29 @@ pub fn run(
                 traces.push(trace);
             }),
         )?);
-        let grid = BlockGrid::new(attention.block(), part.len(), cache.len())?;
-        causal.push(grid.causal_pairs() as f64);
     }
     let hidden = Tensor::cat(hidden, 1);
     let logits = llama.last_logits(&hidden)?;
     let seconds = start.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    let stats = stats(&traces, &causal, layers, seconds)?;
+    let by_head = density::by_head(llama, &traces, 0..ids.len(), chunk, attention.block())?;
+    let mean = |heads: &Vec<f64>| heads.iter().sum::<f64>() / heads.len() as f64;
+    let stats = Stats {
+        seconds,
+        attention_seconds: traces.iter().map(|trace| trace.seconds).sum(),
+        path: path(&traces).into(),
+        reason: traces.first().map_or(String::new(), |trace| trace.report.reason.to_string()),
+        density_by_layer: by_head.iter().map(mean).collect(),
+    };
     let selected = traces.into_iter().map(|trace| trace.report.selected).collect();
     Ok(Prefill { hidden, logits, cache, stats, selected })
 }
 
-/// Of the traces of all layers, chunk after chunk.
-fn stats(traces: &[LayerTrace], causal: &[f64], layers: usize, seconds: f64) -> Result<Stats> {
-    let sparse = traces.iter().filter(|trace| trace.report.path == Path::Sparse).count();
-    let path = match sparse {
+/// `dense`, `sparse`, or `mixed` where layers or chunks differ.
+pub fn path(traces: &[LayerTrace]) -> &'static str {
+    match traces.iter().filter(|trace| trace.report.path == Path::Sparse).count() {
         0 => "dense",
         all if all == traces.len() => "sparse",
         _ => "mixed",
-    };
-    let mut density_by_layer = vec![0.0; layers];
-    for (chunk, causal_of_chunk) in traces.chunks(layers.max(1)).zip(causal) {
-        let share = causal_of_chunk / causal.iter().sum::<f64>();
-        for trace in chunk {
-            density_by_layer[trace.layer] += share * trace.report.density()?;
-        }
     }
-    Ok(Stats {
-        seconds,
-        attention_seconds: traces.iter().map(|trace| trace.seconds).sum(),
-        path: path.into(),
-        reason: traces.first().map_or(String::new(), |trace| trace.report.reason.to_string()),
-        density_by_layer,
-    })
 }

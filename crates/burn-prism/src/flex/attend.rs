@@ -217,7 +217,3 @@ impl<T: Element> WithSimd for Schedule<'_, '_, '_, T> {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "attend_tests/mod.rs"]
-mod tests;

@@ -1,11 +1,14 @@
-//! Attention against plain f64 loops.
+//! Does Flex's native attention compute what plain f64 loops do?
+#![cfg(feature = "flex")]
 
 mod cases;
 
+use burn_prism::flex::attend::{AttendProblem, Attended, Blocks, attend};
+use burn_prism::flex::view::{Element, View};
 use half::{bf16, f16};
+use prism_core::BlockGrid;
 
 use self::cases::Case;
-use super::*;
 
 const LIMIT: f64 = 2e-6;
 

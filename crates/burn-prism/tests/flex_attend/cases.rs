@@ -1,6 +1,9 @@
 //! Random attention problems and what plain f64 loops make of them.
 
-use super::super::*;
+use burn_prism::flex::attend::{AttendProblem, Blocks, attend};
+use burn_prism::flex::view::View;
+use prism_core::BlockGrid;
+use prism_core::selection::{WORD_BITS, extent};
 
 /// A small generator of reproducible numbers.
 struct Random(u64);
