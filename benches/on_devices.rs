@@ -8,7 +8,7 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use clap::Parser;
-use prism_bench::attention::{self, Call, Peer, Shape};
+use prism_bench::attention::{self, Call, Draw, Peer, Shape};
 use prism_bench::{Budget, Gpu, Log, Run};
 use prism_kernels::Element;
 
@@ -110,7 +110,7 @@ fn on(name: &str, gpu: &Gpu, burn: &Device, arguments: &Arguments) -> Result<()>
         run.write(&out)
     };
     let mut log = Log::new(&mut run, &mut tell);
-    attention::time(gpu, &shapes, &arguments.densities, &budget, &peers, &mut log)?;
+    attention::time(gpu, &shapes, &Draw::new(&arguments.densities), &budget, &peers, &mut log)?;
     run.write(&out)?;
     println!("{}", run.markdown());
     println!("table.md, records.csv, run.json and plots are in {}", out.display());

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use burn_prism::plan::support_table;
+use prism_models::config::architecture_table;
 use prism_models::memory::memory_table;
 use prism_models::shapes::shape;
 use prism_models::{Memory, ModelConfig, presets};
@@ -74,6 +75,17 @@ fn bless_published_masses_of_the_policies_page() {
         "<!-- end of published masses -->",
     );
     bless("docs/policies.md", parts, &presets::published_table());
+}
+
+#[test]
+fn bless_architectures_of_the_models_page() {
+    let page = read("docs/models.md");
+    let parts = generated(
+        &page,
+        "<!-- architectures: generated from Architecture -->\n",
+        "<!-- end of architectures -->",
+    );
+    bless("docs/models.md", parts, &architecture_table());
 }
 
 /// Models, and their parameters as published.

@@ -9,7 +9,7 @@ use burn_prism::{
     rotate_and_pool, select_blocks,
 };
 use rstest::rstest;
-use tests::{Inputs, Kind, all_devices, devices, values};
+use tests::{Inputs, Kind, all_devices, devices, devices_and_wgpu, values};
 
 const BLOCK: usize = 16;
 const LEN: usize = 300;
@@ -118,7 +118,7 @@ fn heads_of_ragged_batches_select_as_layers_of_their_settings() {
     let inputs = Inputs::random(shape(), Kind::Normal, DType::F32, 6);
     let options = AttentionOptions::default()
         .with_lengths(SequenceLengths::new(vec![120, 300], vec![200, 300]));
-    for device in devices() {
+    for device in devices_and_wgpu() {
         assert_heads("ragged", &layer(), |config| {
             let [q, k, v] = inputs.tensors(DType::F32, &device);
             vec![host(prism_attention(q, k, v, config, &options).unwrap())]
@@ -133,7 +133,7 @@ fn heads_of_ragged_batches_select_as_layers_of_their_settings() {
 #[case(layer().with_scoring(SECOND_ORDER))]
 fn heads_of_chunks_select_as_layers_of_their_settings(#[case] layer: PrismConfig) {
     let inputs = Inputs::random(shape(), Kind::Normal, DType::F32, 7);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         assert_heads("chunks", &layer, |config| {
             let mut cache = PrismCache::new(&shape(), LEN, BLOCK, DType::F32, &device).unwrap();
             let tensors = inputs.tensors(DType::F32, &device);
@@ -153,7 +153,7 @@ fn heads_before_their_rotation_select_as_layers_of_their_settings(
 ) {
     let inputs = Inputs::random(shape(), Kind::Normal, DType::F32, 8);
     let layer = layer().with_scoring(scoring);
-    for device in devices() {
+    for device in devices_and_wgpu() {
         let table = RotaryTable::new(&layer.rope, 64, LEN, &device).unwrap();
         assert_heads("cached", &layer, |config| {
             let mut cache = PrismCache::new(&shape(), LEN, BLOCK, DType::F32, &device).unwrap();

@@ -128,6 +128,7 @@ fn presets_agree_with_the_published_settings() {
 #[test]
 fn policies_survive_json() {
     let all = LayerSettings {
+        selector: None,
         mass: Some(0.9),
         scoring: Some(Scoring::Bands),
         bands: Some(BandRule::Dims { high: 16, low: 24 }),

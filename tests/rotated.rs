@@ -344,6 +344,38 @@ fn rotary_tables_that_do_not_fit_are_refused() {
     }
 }
 
+/// Chunks behind the first, and single tokens, turn as the whole prompt does: on CubeCL's runtimes by the
+/// kernel that the first takes, elsewhere by tensor ops.
+#[rstest]
+#[case(RopeLayout::RotateHalf, 64)]
+#[case(RopeLayout::Interleaved, 32)]
+fn later_chunks_turn_by_their_own_angles(#[case] layout: RopeLayout, #[case] rotary_dim: usize) {
+    let config = config(layout, rotary_dim).with_dense_below(1000);
+    let shape = shape(1, 40, 40);
+    for device in all_devices() {
+        let case = Case::new(shape, None, &config.rope, DType::F32);
+        let right = case.in_turn(&config, DType::F32, &device);
+        let (attention, [q, k, v]) = (config.init(), case.plain.tensors(DType::F32, &device));
+        let table = RotaryTable::new(&config.rope, D, 64, &device).unwrap();
+        let mut cache = PrismCache::new(&shape, 40, 16, DType::F32, &device).unwrap();
+        let (mut outputs, mut first) = (Vec::new(), 0);
+        for n in [9, 30, 1] {
+            let [q, k, v] = [&q, &k, &v].map(|x| x.clone().narrow(2, first, n));
+            let options = AttentionOptions::default();
+            let got = attention.forward_with_rope(q, k, v, &table, &mut cache, &options).unwrap();
+            outputs.push(got.output);
+            first += n;
+        }
+        let keys = case.rotated.tensors(DType::F32, &device)[1].clone();
+        for (got, right) in [(Tensor::cat(outputs, 2), right.output), (cache.keys(), keys)] {
+            let (got, right) = (values(got), values(right));
+            assert_eq!(got.len(), right.len());
+            let off = got.iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-5, "{device:?}: off by {off}");
+        }
+    }
+}
+
 /// The angles are f64's, far out too.
 #[test]
 fn far_positions_turn_by_their_own_angle() {

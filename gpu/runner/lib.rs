@@ -13,9 +13,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
-use prism_bench::attention::{self, Shape};
+use prism_bench::attention::{self, Draw, Shape};
+use prism_bench::inputs::Alike;
 use prism_bench::matmul::{self, SHAPES, Way};
 use prism_bench::report::Check;
 use prism_bench::{Budget, Gpu, Log, Run, a_million};
@@ -100,6 +101,9 @@ struct TimeArgs {
     /// Densities of sparse attention.
     #[arg(long, value_delimiter = ',', default_value = "0.1")]
     densities: Vec<f64>,
+    /// Heads, and rows of a head, that draw the same blocks as their neighbours, as in `4,1`.
+    #[arg(long, value_delimiter = ',', num_args = 1, default_values_t = [1, 1])]
+    alike: Vec<usize>,
     /// Shapes in bf16, as TOKENSxHEAD_DIM.
     #[arg(long, value_delimiter = ',', value_parser = shape, default_values = SHAPES_BF16)]
     shapes: Vec<(usize, usize)>,
@@ -169,13 +173,15 @@ fn shape(text: &str) -> Result<(usize, usize)> {
 }
 
 fn time(command: String, args: TimeArgs) -> Result<()> {
-    let TimeArgs { seconds, out, million, only, rungs, densities, shapes, window } = args;
+    let TimeArgs { seconds, out, million, only, rungs, densities, alike, shapes, window } = args;
+    let [heads, rows] = alike[..] else { bail!("--alike takes two numbers, got {alike:?}") };
+    let alike = Alike { heads, rows };
     let bf16 = |&(len, dim): &(usize, usize)| Shape::new(32, 8, len, dim, Element::BF16);
     let mut shapes: Vec<Shape> = shapes.iter().map(bf16).collect();
     shapes.push(Shape::new(32, 8, 4096, 128, Element::F32));
     let budget = Budget { seconds, only, rungs, window, ..Budget::default() };
     measure(command, &out, |gpu, log| {
-        attention::time(gpu, &shapes, &densities, &budget, &[], log)?;
+        attention::time(gpu, &shapes, &Draw { densities: &densities, alike }, &budget, &[], log)?;
         if million { a_million(gpu, log) } else { Ok(()) }
     })
 }

@@ -48,7 +48,10 @@ pub(crate) fn grids(
 
 /// Checks that a row of `keys` keys has masses under settings that are valid themselves.
 pub(crate) fn selectable(config: &PrismConfig, keys: usize) -> Result<()> {
-    masses::check_row(config.scoring.row_blocks(config.block, keys))
+    masses::check_row(match config.selector {
+        Some(_) => keys.div_ceil(config.block),
+        None => config.scoring.row_blocks(config.block, keys),
+    })
 }
 
 /// Checks that a device has an element type.

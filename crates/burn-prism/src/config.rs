@@ -2,7 +2,7 @@
 
 use prism_core::bands::{BandRule, Bands};
 use prism_core::error::{PrismError, Result};
-use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule};
+use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule, SelectorConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::heads::{self, HeadOverride, RuleGroup};
@@ -31,6 +31,10 @@ pub struct PrismConfig {
     /// How blocks are scored.
     #[serde(default)]
     pub scoring: Scoring,
+    /// Another method in place of Prism's, whose scoring, bands and calibration then stay as they are
+    /// by default ([`with_selector`](Self::with_selector)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<SelectorConfig>,
     /// How dims are shared out between the bands; automatic where the scoring has none.
     #[serde(default)]
     pub bands: BandRule,
@@ -63,6 +67,7 @@ impl PrismConfig {
             rope,
             block: default_block(),
             scoring: Scoring::default(),
+            selector: None,
             bands: BandRule::default(),
             calibration: Calibration::default(),
             selection: SelectionRule::default(),
@@ -109,6 +114,42 @@ impl PrismConfig {
     pub fn with_scoring(mut self, scoring: Scoring) -> Self {
         self.scoring = scoring;
         self
+    }
+
+    /// Sets the method that chooses blocks, in place of scoring, bands and calibration.
+    ///
+    /// `prism` and `second_order` become these settings themselves, so that the block comes first: the
+    /// sub-blocks of second order follow it. A mass of theirs becomes the budget.
+    ///
+    /// ```
+    /// use burn_prism::{PrismConfig, SelectorConfig};
+    ///
+    /// let xattention = SelectorConfig::from_settings("xattention", &[("stride", "16")])?;
+    /// let config = PrismConfig::llama3().with_selector(xattention);
+    /// config.validate(128)?;
+    /// let second_order = SelectorConfig::from_settings("second_order", &[("mass", "0.9")])?;
+    /// let config = config.with_selector(second_order);
+    /// assert_eq!(config.scoring, burn_prism::Scoring::second_order());
+    /// # Ok::<(), burn_prism::PrismError>(())
+    /// ```
+    pub fn with_selector(mut self, selector: SelectorConfig) -> Self {
+        let mass = match &selector {
+            SelectorConfig::Prism(options) => options.mass,
+            SelectorConfig::SecondOrder(options) => options.mass,
+            _ => None,
+        };
+        (self.scoring, self.bands, self.calibration, self.selector) = Default::default();
+        match selector {
+            SelectorConfig::Prism(options) => {
+                (self.bands, self.calibration) = (options.bands(), options.calibration);
+            }
+            SelectorConfig::SecondOrder(options) => self.scoring = options.scoring(self.block),
+            other => self.selector = Some(other),
+        }
+        match mass {
+            Some(mass) => self.with_mass(mass),
+            None => self,
+        }
     }
 
     /// Sets explicit band widths, as the paper counts them.
@@ -170,11 +211,38 @@ impl PrismConfig {
             return Err(PrismError::Bands { reason });
         }
         self.selection.validate()?;
+        self.check_selector()?;
         heads::check(&self.heads, self.selection, usize::MAX)?;
         check_scale(self.scale)?;
         // Fails on bad RoPE settings even where explicit bands don't need the frequencies.
         self.rope.inv_freq(head_dim)?;
         Bands::new(self.bands, Some(&self.rope), head_dim, self.block)
+    }
+
+    fn check_selector(&self) -> Result<()> {
+        let Some(selector) = &self.selector else {
+            return Ok(());
+        };
+        let name = selector.name();
+        let refuse = |reason: String| Err(PrismError::Selector { reason });
+        if matches!(selector, SelectorConfig::Prism(_) | SelectorConfig::SecondOrder(_)) {
+            return refuse(format!("{name} is set by scoring, bands and calibration"));
+        }
+        selector.validate_block(self.block)?;
+        let default = (Scoring::default(), BandRule::default(), Calibration::default());
+        let set = (self.scoring, self.bands, self.calibration);
+        if set != default {
+            return refuse(format!("{name} has no scoring, bands or calibration, got {set:?}"));
+        }
+        if !selector.takes_budget() && self.heads.iter().any(|one| one.mass.is_some()) {
+            return refuse(format!("{name} has a budget of its own, but heads have a mass"));
+        }
+        Ok(())
+    }
+
+    /// Whether blocks are scored within bands.
+    pub(crate) fn is_banded(&self) -> bool {
+        self.selector.is_none() && self.scoring == Scoring::Bands
     }
 
     /// The query heads of a checked layer by the rule that they select by.

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Reading order: [`config`] (settings) with [`heads`] (of single heads), [`attention`] (functions on tensors), [`module`] (what
-//! goes into a model), [`cache`] (prompts in chunks), [`plan`] (what will run, before it runs),
+//! goes into a model), [`cache`] (prompts in chunks), [`mod@selectors`] (other methods), [`plan`] (what will run, before it runs),
 //! [`report`] (what ran), [`mod@rope_probe`] (whether a config's RoPE is the model's), [`mod@linear`] and [`mod@swiglu`] (the projections around attention) with
 //! [`mod@plan_linear`], [`rotated`] with [`rotary`] (Q and K before RoPE), [`ops`] (what a backend supplies).
 //!
@@ -58,6 +58,7 @@ pub mod rope_probe;
 pub mod rotary;
 pub mod rotated;
 pub mod selected;
+pub mod selectors;
 pub mod swiglu;
 
 pub use attention::{
@@ -73,7 +74,7 @@ pub use plan::{Plan, Refused, Step, plan, plan_rotated};
 pub use plan_linear::{LinearKernel, LinearPlan, plan_linear, plan_swiglu};
 pub use prism_core::{
     AttentionShape, BandRule, BlockGrid, BlockSelection, Budget, Calibration, Cost, PrismError,
-    Result, Rope, RopeLayout, RopeScaling, Scoring, SelectionRule, SequenceLengths,
+    Result, Rope, RopeLayout, RopeScaling, Scoring, SelectionRule, SelectorConfig, SequenceLengths,
 };
 pub use report::{Path, Reason, Report};
 pub use rope_mismatch::{RopeMismatch, RopeProbe, WrongBands};
@@ -81,9 +82,15 @@ pub use rope_probe::probe_rope;
 pub use rotary::RotaryTable;
 pub use rotated::{Rotated, prism_attention_rotated, rotate_and_pool};
 pub use selected::SelectedBlocks;
+pub use selectors::select_blocks_by;
 pub use swiglu::{GateUp, interleave, swiglu};
 
 /// The code of `docs/add-to-your-model.md`, compiled and run.
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/add-to-your-model.md")]
 struct AddToYourModel;
+
+/// The code of `docs/selectors.md`.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/selectors.md")]
+struct Selectors;

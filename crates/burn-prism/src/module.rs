@@ -16,6 +16,7 @@ use crate::report::{Path, Report};
 use crate::rotary::RotaryTable;
 use crate::rotated::{prism_attention_rotated, rotate_and_pool};
 use crate::select;
+use crate::selectors;
 
 /// Causal attention that reads only the blocks that matter: goes where a model's own
 /// scaled-dot-product attention was, after RoPE and before the output projection.
@@ -104,8 +105,10 @@ impl PrismAttention {
         // Band statistics that later chunks are calibrated by. Decoding needs none: nothing sparse
         // follows it in the same prompt.
         let causal = self.config.calibration == Calibration::Causal && queries > 1;
-        let banded = self.config.scoring == Scoring::Bands;
-        let pooled_q = (path == Path::Sparse || banded && causal).then(pooled_q);
+        let banded = self.config.is_banded();
+        let other = self.config.selector.clone();
+        let pools = path == Path::Sparse && other.is_none() || banded && causal;
+        let pooled_q = pools.then(pooled_q);
         let (result, selected) = match (path, &pooled_q) {
             (Path::Sparse, Some(pooled_q)) => {
                 let selected = select::select_pooled(
@@ -115,6 +118,21 @@ impl PrismAttention {
                     grids,
                     &self.config,
                     options.more_follows,
+                )?;
+                (block_sparse_attention(q, keys, values, &selected, &options)?, Some(selected))
+            }
+            (Path::Sparse, None) if let Some(selector) = &other => {
+                let pooled_k =
+                    selectors::scores_means(selector).then(|| cache.pooled_keys(Scoring::Bands));
+                let selected = selectors::select(
+                    q.clone(),
+                    keys.clone(),
+                    pooled_k,
+                    selector,
+                    &shape,
+                    grids,
+                    &self.config,
+                    &options,
                 )?;
                 (block_sparse_attention(q, keys, values, &selected, &options)?, Some(selected))
             }
@@ -155,14 +173,15 @@ impl PrismAttention {
         }
         let first = cache.len();
         if first > 0 {
-            let (q, k) = (table.rotate(q, first)?, table.rotate(k, first)?);
+            check::inputs(&q, &k, &v)?;
+            let (q, k) = table.rotate_both(q, k, first)?;
             return self.forward_cached(q, k, v, cache, options);
         }
         cache.check_call(&q, &self.config, options)?;
         let bands = self.config.validate_for(q.dims()[1], q.dims()[3])?;
         let rotated = rotate_and_pool(q, k, table, &self.config, options)?;
         // As of a call that finds them rotated: see there.
-        let banded = self.config.scoring == Scoring::Bands;
+        let banded = self.config.is_banded();
         let causal = self.config.calibration == Calibration::Causal && queries > 1;
         let pooled_q = (banded && (rotated.path() == Path::Sparse || causal))
             .then(|| rotated.pooled_queries())

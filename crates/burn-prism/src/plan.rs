@@ -6,13 +6,14 @@ use std::fmt;
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device};
 use prism_core::error::Result;
-use prism_core::{AttentionShape, Cost, Scoring, SequenceLengths};
+use prism_core::{AttentionShape, Cost, SequenceLengths};
 use serde::Serialize;
 
 use crate::attention::DENSE_BLOCK;
 use crate::check;
 use crate::config::PrismConfig;
 use crate::report::{Path, Reason};
+use crate::selectors;
 
 /// What computes on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -116,6 +117,11 @@ pub struct Plan {
     pub reason: Reason,
     /// What will be done, in order.
     pub steps: Vec<Step>,
+    /// The method that chooses blocks, on the sparse path.
+    pub selector: Option<&'static str>,
+    /// What it runs as: methods without kernels of their own are tensor ops on the device. None reads
+    /// anything back to the host.
+    pub selects_by: Option<Kernel>,
     /// What will compute, for tensors in plain layout; a view with rows that can't be read 16 bytes
     /// at a time takes the next kernel.
     pub kernel: Kernel,
@@ -178,20 +184,30 @@ pub fn plan(
             } else {
                 0
             };
-            cost.pooled_bytes + cost.selection_bytes + copies
+            let own = selectors::scratch_bytes(config, shape, dtype.size());
+            cost.pooled_bytes + cost.selection_bytes + copies + own
         }
     };
     let steps = match path {
         Path::Dense => vec![Step::Attend],
         Path::Sparse => {
+            let pools = config.selector.as_ref().is_none_or(selectors::pools);
+            let pool = pools.then_some(Step::Pool);
             let selects = std::iter::repeat_n(Step::Select, rules);
-            std::iter::once(Step::Pool).chain(selects).chain([Step::Attend]).collect()
+            pool.into_iter().chain(selects).chain([Step::Attend]).collect()
         }
     };
+    let selects_by = match &config.selector {
+        Some(selector) if !selectors::scores_means(selector) => Kernel::TensorOps,
+        _ => kernel,
+    };
+    let sparse = path == Path::Sparse;
     Ok(Plan {
         path,
         reason,
         steps,
+        selector: sparse.then(|| selectors::name(config)),
+        selects_by: sparse.then_some(selects_by),
         kernel,
         refused,
         bytes: cost.output_bytes + scratch,
@@ -213,8 +229,9 @@ pub fn plan_rotated(
     device: &Device,
 ) -> Result<Plan> {
     let mut plan = plan(config, shape, lengths, dtype, device)?;
-    // Second-order scores are of sub-blocks, which are pooled by themselves.
-    if plan.kernel.is_cube() && config.scoring == Scoring::Bands {
+    // Second-order scores are of sub-blocks, which are pooled by themselves, and other methods don't pool
+    // or pool less.
+    if plan.kernel.is_cube() && config.is_banded() {
         plan.steps.retain(|&step| step != Step::Pool);
         plan.steps.insert(0, Step::RotateAndPool);
     } else {

@@ -6,8 +6,10 @@ use prism_core::bands::{BandRule, Bands};
 use prism_core::error::{PrismError, Result};
 use prism_core::{BlockGrid, Rope, RopeLayout};
 
+use crate::attention::DENSE_BLOCK;
 use crate::fallback;
-use crate::ops::{RotateParams, Side};
+use crate::ops::{PrismBackend, RotateParams, Side};
+use crate::plan;
 
 /// Positions whose angles are computed for themselves.
 const FINE: usize = 256;
@@ -101,6 +103,36 @@ impl RotaryTable {
         let turned =
             fallback::turn::<Dispatch>(&x.into_dispatch(), (&cos, &sin), &params, Side::Queries);
         Ok(Tensor::from_dispatch(turned))
+    }
+
+    /// [`rotate`](Self::rotate) of Q and K of one length, which were checked against each other; by one
+    /// launch where the device has a kernel for it.
+    pub(crate) fn rotate_both(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        first: usize,
+    ) -> Result<(Tensor<4>, Tensor<4>)> {
+        let [batch, _, n, head_dim] = q.dims();
+        let (kernel, _) = plan::choose_kernel(&q.device(), q.dtype(), head_dim, DENSE_BLOCK);
+        if !kernel.is_cube() || n == 0 || self.rotary_dim == 0 {
+            return Ok((self.rotate(q, first)?, self.rotate(k, first)?));
+        }
+        let end = first + n;
+        self.check(head_dim, end)?;
+        if self.cos.device() != q.device() {
+            return Err(PrismError::Device { left: "q", right: "the rotary table" });
+        }
+        // The kernel takes whole sequences: the chunk is one whose first position has other angles. The
+        // means that it also finds are of blocks from the chunk's start on, and of no use.
+        let part = |table: &Tensor<2>| table.clone().slice_dim(0, first..end).into_dispatch();
+        let grids = vec![BlockGrid::new(DENSE_BLOCK, n, n)?; batch];
+        let bands = Bands::new(BandRule::Auto, None, head_dim, DENSE_BLOCK)?;
+        let params = RotateParams::new(grids, self.layout, self.rotary_dim, bands, None);
+        let (cos, sin) = (part(&self.cos), part(&self.sin));
+        let (q, k) = (q.into_dispatch(), k.into_dispatch());
+        let (q, k, ..) = <Dispatch as PrismBackend>::prism_rotate_and_pool(q, k, cos, sin, params);
+        Ok((Tensor::from_dispatch(q), Tensor::from_dispatch(k)))
     }
 
     /// Checks that it goes with heads of `head_dim` and sequences of up to `keys` keys.

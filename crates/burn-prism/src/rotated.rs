@@ -10,7 +10,7 @@ use std::f64::consts::LN_2;
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 use prism_core::error::{PrismError, Result};
-use prism_core::{AttentionShape, BlockGrid, Scoring, SequenceLengths};
+use prism_core::{AttentionShape, BlockGrid, SequenceLengths};
 
 use crate::attention::{
     AttentionOptions, DENSE_BLOCK, PrismOutput, attend_dense, attend_selected, with_scale_of,
@@ -122,8 +122,8 @@ pub fn rotate_and_pool(
     }
     let grids = check::grids(config.block, &shape, options.lengths.as_ref())?;
     let kernel = kernel(if path.0 == Path::Sparse { config.block } else { DENSE_BLOCK });
-    // Second-order scores take queries from Q itself.
-    let banded = config.scoring == Scoring::Bands;
+    // Second-order scores and other methods take queries from Q itself.
+    let banded = config.is_banded();
     let prescaled = kernel == Kernel::CubeHopper && (banded || path.0 == Path::Dense);
     let params = RotateParams::new(
         grids.clone(),

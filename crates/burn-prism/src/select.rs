@@ -1,4 +1,5 @@
-//! From Q and K to the blocks that each query block reads, by either way of scoring.
+//! From Q and K to the blocks that each query block reads, by either way of scoring; other methods are
+//! in [`crate::selectors`].
 
 use burn::backend::Dispatch;
 use burn::backend::tensor::IntTensor;
@@ -13,8 +14,9 @@ use crate::config::PrismConfig;
 use crate::heads::{RuleGroup, indices, places};
 use crate::ops::{PrismBackend, SecondOrderParams, SelectParams, Side};
 use crate::selected::SelectedBlocks;
+use crate::selectors;
 
-/// The key blocks that Prism lets each query block read (paper §3).
+/// The key blocks that Prism lets each query block read (paper §3), or the config's other method.
 ///
 /// # Errors
 /// Shapes, element types, devices, lengths or settings that don't fit; nothing has run then.
@@ -30,6 +32,9 @@ pub fn select_blocks(
     check::selectable(config, grids.iter().map(BlockGrid::kv_len).max().unwrap_or(0))?;
     if is_empty(&grids) {
         return Ok(nothing(&q.device(), &shape, grids));
+    }
+    if let Some(selector) = &config.selector {
+        return selectors::select(q, k, None, selector, &shape, grids, config, options);
     }
     match config.scoring {
         Scoring::Bands => {
@@ -213,7 +218,7 @@ fn select_params(
     Ok(SelectParams::new(grids.to_vec(), bands, config.calibration, rule, more_follows))
 }
 
-fn wrap(
+pub(crate) fn wrap(
     (words, counts): (IntTensor<Dispatch>, IntTensor<Dispatch>),
     grids: Vec<BlockGrid>,
 ) -> SelectedBlocks {

@@ -135,15 +135,46 @@ pub fn poisoned(gpu: &Gpu, len: usize, element: Element) -> cubecl::server::Hand
 /// # Errors
 /// More heads or blocks than a selection has words for.
 pub fn random_selection(grids: &[BlockGrid], heads: usize, density: f64) -> Result<BlockSelection> {
+    alike_selection(grids, heads, density, Alike::default())
+}
+
+/// Neighbours that draw the same blocks, as those of real prompts nearly do.
+#[derive(Debug, Clone, Copy)]
+pub struct Alike {
+    /// Heads in a row; at least 1.
+    pub heads: usize,
+    /// Rows of a head; at least 1.
+    pub rows: usize,
+}
+
+impl Default for Alike {
+    /// Nobody draws as its neighbour does.
+    fn default() -> Self {
+        Self { heads: 1, rows: 1 }
+    }
+}
+
+/// [`random_selection`] with neighbours that draw alike.
+///
+/// # Errors
+/// As there.
+pub fn alike_selection(
+    grids: &[BlockGrid],
+    heads: usize,
+    density: f64,
+    alike: Alike,
+) -> Result<BlockSelection> {
     let (rows, key_blocks) = extent(grids);
     let width = key_blocks.div_ceil(32);
     let mut words = vec![0u32; grids.len() * heads * rows * width];
     words.par_chunks_mut(width.max(1)).enumerate().for_each(|(line, words)| {
         let (grid, row) = (&grids[line / rows / heads], line % rows);
+        let head = line / rows;
+        let drawn = (head - head % alike.heads) * rows + row - row % alike.rows;
         if row < grid.rows() {
             let causal = grid.causal_blocks(row);
             for v in 0..causal {
-                let kept = f64::from(hash(77, line * key_blocks + v)) < density * 2f64.powi(32);
+                let kept = f64::from(hash(77, drawn * key_blocks + v)) < density * 2f64.powi(32);
                 if v == 0 || v + 1 == causal || kept {
                     words[v / 32] |= 1 << (v % 32);
                 }

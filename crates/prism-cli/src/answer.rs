@@ -1,5 +1,7 @@
 //! One answer: the prompt is read, the answer streamed, and both are timed.
 
+mod batch;
+
 use std::io::Write;
 use std::time::Instant;
 
@@ -9,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::{AttentionArg, ReadArgs, ReportArg, SamplingArgs};
 use crate::attention::{self, Attention};
+use crate::interrupt::Interrupt;
 use crate::memory::PeakMemory;
 use crate::model::{self, Opened};
 use crate::sampling::Choice;
@@ -26,6 +29,19 @@ pub enum Ending {
     MaxTokens,
     /// By the room that is left.
     ContextFull,
+    /// By Ctrl-C.
+    Interrupted,
+}
+
+impl From<Finish> for Ending {
+    fn from(finish: Finish) -> Self {
+        match finish {
+            Finish::EndToken(_) => Self::EndToken,
+            Finish::Limit => Self::MaxTokens,
+            Finish::CacheFull => Self::ContextFull,
+            Finish::Stopped => Self::StopText,
+        }
+    }
 }
 
 impl Ending {
@@ -35,6 +51,7 @@ impl Ending {
             Self::StopText => "by a text to stop at",
             Self::MaxTokens => "by --max-tokens",
             Self::ContextFull => "by the full context",
+            Self::Interrupted => "by Ctrl-C",
         }
     }
 }
@@ -87,6 +104,8 @@ pub struct Answerer {
     choice: Choice,
     sampler: Sampler,
     memory: PeakMemory,
+    /// Ends answers before they end by themselves.
+    pub interrupt: Option<Interrupt>,
 }
 
 /// What answering needs of a model's files.
@@ -142,18 +161,22 @@ impl Answerer {
             sampler: Sampler::new(choice.sampling, choice.seed)?,
             choice,
             memory: PeakMemory::default(),
+            interrupt: None,
         })
     }
 
     /// An empty session for `capacity` tokens.
     pub fn session(&self, capacity: usize) -> Result<Session> {
-        let limit = self.llama.config().max_positions;
-        if capacity > limit {
-            eprintln!(
-                "prism: {capacity} tokens go past the {limit} that the model was trained for"
-            );
-        }
+        self.warn_of(capacity);
         Ok(Session::new(self.llama.cache(capacity, self.attention.block())?))
+    }
+
+    /// Says so where a text may get longer than the model knows.
+    fn warn_of(&self, tokens: usize) {
+        let limit = self.llama.config().max_positions;
+        if tokens > limit {
+            eprintln!("prism: {tokens} tokens go past the {limit} that the model was trained for");
+        }
     }
 
     /// Reads a prompt, of which the session may hold a part, and answers it. `shown` gets the text
@@ -185,14 +208,7 @@ impl Answerer {
         self.memory.note(&device);
 
         self.sampler.set_context(ids);
-        let mut written = Written {
-            stream: self.tokenizer.stream(true),
-            stops: self.stops.clone(),
-            text: String::new(),
-            shown,
-            found: None,
-            failed: None,
-        };
+        let mut written = Written::new(&self.tokenizer, &self.stops, shown);
         let decode = Instant::now();
         let mut first_token_seconds = None;
         let generated = session.generate(
@@ -204,10 +220,14 @@ impl Answerer {
             &mut |token| {
                 let more = written.push(token);
                 first_token_seconds.get_or_insert_with(|| start.elapsed().as_secs_f64());
-                more
+                more && !self.interrupt.as_ref().is_some_and(Interrupt::ends)
             },
         )?;
         let (text, found) = written.finish()?;
+        let ending = match generated.finish {
+            Finish::Stopped if found.is_none() => Ending::Interrupted,
+            finish => finish.into(),
+        };
         let decode_seconds = decode.elapsed().as_secs_f64();
         self.memory.note(&device);
 
@@ -228,12 +248,7 @@ impl Answerer {
             reused_tokens: reused,
             tokens: generated.tokens.len(),
             text,
-            ending: match generated.finish {
-                Finish::EndToken(_) => Ending::EndToken,
-                Finish::Limit => Ending::MaxTokens,
-                Finish::CacheFull => Ending::ContextFull,
-                Finish::Stopped => Ending::StopText,
-            },
+            ending,
             stop: found.map(|index| self.stop_names[index].clone()),
             prefill_seconds,
             attention_seconds: traces.iter().map(|trace| trace.seconds).sum(),
@@ -303,7 +318,12 @@ struct Written<'a, 'b> {
     failed: Option<anyhow::Error>,
 }
 
-impl Written<'_, '_> {
+impl<'a, 'b> Written<'a, 'b> {
+    fn new(tokenizer: &'a Tokenizer, stops: &StopTexts, shown: Option<&'b mut dyn Write>) -> Self {
+        let (stream, stops) = (tokenizer.stream(true), stops.clone());
+        Self { stream, stops, text: String::new(), shown, found: None, failed: None }
+    }
+
     /// Takes a token and says whether to go on.
     fn push(&mut self, token: u32) -> bool {
         let result = self.stream.push(token).map_err(anyhow::Error::from).and_then(|piece| {

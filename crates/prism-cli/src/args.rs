@@ -1,6 +1,8 @@
 //! What the program takes.
 
+mod eval;
 mod generation;
+mod selector;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -9,7 +11,13 @@ use anyhow::{Result, bail};
 use burn_prism::{Calibration, PrismConfig, Scoring};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use eval::{
+    AblateArgs, EvalAnswersArgs, EvalArgs, EvalCommand, EvalCommonArgs, EvalTextsArgs,
+    EvalWaysArgs, InfiniteBenchArgs, LongBenchArgs, NeedleArgs, PerplexityArgs, RecallArgs,
+    RulerArgs, SpectrumArgs,
+};
 pub use generation::{ChatArgs, ReadArgs, ReportArg, RunArgs, SamplingArgs, TemplateArgs};
+pub use selector::SelectorArgs;
 
 /// Run Llama models with Prism block-sparse attention, and measure what it saves and costs.
 #[derive(Debug, Parser)]
@@ -31,6 +39,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// What a call of attention would do and need, without running it
     Plan(PlanArgs),
+    /// What sparse attention keeps and loses: studies of a model (docs/evaluation.md)
+    Eval(EvalArgs),
     /// Time the kernels of a CubeCL device: sustained, and in bursts after idling
     Bench(BenchArgs),
     /// What this machine can run, and why not the rest
@@ -81,7 +91,7 @@ pub enum ScoringArg {
 #[derive(Debug, Args)]
 pub struct PrismArgs {
     /// Estimated probability that each row keeps, above 0 and at most 1 [default: what was published
-    /// for the model's family, 0.95 or 0.93; 0.95 for a plan]
+    /// for the model's family, 0.95 for Llama and 0.93 for Qwen]
     #[arg(long, allow_negative_numbers = true)]
     pub mass: Option<f64>,
     /// Positions a block
@@ -90,23 +100,25 @@ pub struct PrismArgs {
     /// Last query blocks that read everything
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub dense_last_blocks: usize,
+    #[command(flatten)]
+    pub selector: SelectorArgs,
     /// How blocks are scored
-    #[arg(long, value_enum, default_value_t = ScoringArg::Bands)]
+    #[arg(long, value_enum, default_value_t = ScoringArg::Bands, conflicts_with = "selector")]
     pub scoring: ScoringArg,
     /// Positions a query sub-block of --scoring second-order [default: 32, at most the block]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "selector")]
     pub query_sub: Option<usize>,
     /// Positions a key sub-block of --scoring second-order [default: 16, at most the block]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "selector")]
     pub key_sub: Option<usize>,
     /// Dims of the high band, with --low-dims; chosen from the model's RoPE unless given
-    #[arg(long, requires = "low_dims")]
+    #[arg(long, requires = "low_dims", conflicts_with = "selector")]
     pub high_dims: Option<usize>,
     /// Dims of the low band, with --high-dims
-    #[arg(long, requires = "high_dims")]
+    #[arg(long, requires = "high_dims", conflicts_with = "selector")]
     pub low_dims: Option<usize>,
     /// Temperature calibration
-    #[arg(long, value_enum, default_value_t = CalibrationArg::Global)]
+    #[arg(long, value_enum, default_value_t = CalibrationArg::Global, conflicts_with = "selector")]
     pub calibration: CalibrationArg,
     /// Prompts with fewer keys run dense; the device's measured crossover unless given
     #[arg(long, value_name = "KEYS")]
@@ -134,6 +146,12 @@ impl PrismArgs {
             config = config.with_bands(high, low);
         }
         config.dense_below = self.dense_below;
+        if let Some(selector) = self.selector.config()? {
+            if self.mass.is_some() && !selector.takes_budget() {
+                bail!("--mass is no setting of --selector {selector}: give its own by --set");
+            }
+            config = config.with_selector(selector);
+        }
         Ok(config)
     }
 
@@ -161,7 +179,7 @@ pub struct AttentionArgs {
     pub prism: PrismArgs,
     /// Take all settings, by layer and by head, from a JSON file (docs/policies.md)
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "mass", "block", "dense_last_blocks", "scoring", "query_sub", "key_sub", "high_dims",
+        "mass", "block", "dense_last_blocks", "selector", "set", "scoring", "query_sub", "key_sub", "high_dims",
         "low_dims", "calibration", "dense_below",
     ])]
     pub policy: Option<PathBuf>,
@@ -212,9 +230,12 @@ pub struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Take heads and RoPE from this model
+    /// Take heads, RoPE and the family's mass from this model; a Llama's mass without one
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
+    /// Take them from a known model: llama-3.1-8b, llama-3.2-1b, qwen3-8b or qwen2.5-7b
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub shape: Option<String>,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 8192)]
     pub tokens: usize,
@@ -224,17 +245,17 @@ pub struct PlanArgs {
     /// Sequences
     #[arg(long, default_value_t = 1)]
     pub batch: usize,
-    /// Query heads, without --model
-    #[arg(long, default_value_t = 32)]
+    /// Query heads, without a model
+    #[arg(long, default_value_t = 32, conflicts_with_all = ["model", "shape"])]
     pub q_heads: usize,
-    /// Key/value heads, without --model
-    #[arg(long, default_value_t = 8)]
+    /// Key/value heads, without a model
+    #[arg(long, default_value_t = 8, conflicts_with_all = ["model", "shape"])]
     pub kv_heads: usize,
-    /// Elements of a head, without --model
-    #[arg(long, default_value_t = 128)]
+    /// Elements of a head, without a model
+    #[arg(long, default_value_t = 128, conflicts_with_all = ["model", "shape"])]
     pub head_dim: usize,
-    /// Base of the RoPE frequencies, without --model
-    #[arg(long, default_value_t = 500_000.0)]
+    /// Base of the RoPE frequencies, without a model
+    #[arg(long, default_value_t = 500_000.0, conflicts_with_all = ["model", "shape"])]
     pub rope_theta: f64,
     /// Element type: f32, f16 or bf16
     #[arg(long, default_value = "f32")]
@@ -326,9 +347,11 @@ pub struct BenchPrefillArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "prism,dense")]
     pub attention: Vec<AttentionArg>,
     /// Share of the causal blocks that Prism reads, above 0 and at most 1: random weights leave no
-    /// structure to select by, so that the number of blocks a row is fixed
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1, allow_negative_numbers = true)]
-    pub density: f64,
+    /// structure to select by, so that the number of blocks a row is fixed [default: 0.1]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub density: Option<f64>,
+    #[command(flatten)]
+    pub selector: SelectorArgs,
     /// Run prompts in chunks of this many tokens
     #[arg(long, value_name = "N")]
     pub chunk: Option<usize>,

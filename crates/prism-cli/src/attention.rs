@@ -19,8 +19,13 @@ pub enum Attention {
 
 /// Refuses arguments that say two things, before a model is opened.
 pub fn check(attention: AttentionArg, args: &AttentionArgs) -> Result<()> {
-    if attention == AttentionArg::Dense && args.policy.is_some() {
-        bail!("--policy needs --attention prism: what attends exactly has no settings");
+    let selector = args.prism.selector.config()?;
+    if attention == AttentionArg::Dense {
+        for (name, given) in [("policy", args.policy.is_some()), ("selector", selector.is_some())] {
+            if given {
+                bail!("--{name} needs --attention prism: what attends exactly has no settings");
+            }
+        }
     }
     Ok(())
 }
@@ -62,9 +67,10 @@ impl Attention {
     /// The mass of all heads of all layers, where there is one.
     pub fn mass(&self) -> Option<f64> {
         match self {
-            Self::Prism(config) => match config.selection.budget {
-                Budget::Mass(mass) => Some(mass),
-                Budget::TopK(_) => None,
+            Self::Prism(config) => match (&config.selector, config.selection.budget) {
+                (None, Budget::Mass(mass)) => Some(mass),
+                (Some(selector), Budget::Mass(mass)) if selector.takes_budget() => Some(mass),
+                _ => None,
             },
             Self::Dense | Self::Policy(_) => None,
         }

@@ -48,7 +48,7 @@ mod on_devices {
     use std::path::Path;
 
     use anyhow::{Context, Result, ensure};
-    use prism_bench::attention::{self, Shape};
+    use prism_bench::attention::{self, Draw, Shape};
     use prism_bench::matmul::{self, SHAPES, Way};
     use prism_bench::report::{Whole, digits};
     use prism_bench::{Budget, Gpu, Log, Record, Run, a_million, device::element};
@@ -93,7 +93,7 @@ mod on_devices {
             rungs: args.rungs.clone(),
             ..Budget::default()
         };
-        attention::time(gpu, &shapes, &args.densities, &budget, &[], log)?;
+        attention::time(gpu, &shapes, &Draw::new(&args.densities), &budget, &[], log)?;
         if args.million { a_million(gpu, log) } else { Ok(()) }
     }
 

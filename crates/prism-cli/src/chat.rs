@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::answer::{self, Answer, Answerer, Ending, Settings};
 use crate::args::ChatArgs;
+use crate::interrupt::Interrupt;
 use crate::model;
 use crate::prompt::{self, Prompter};
 
@@ -32,13 +33,16 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         .context("the model has no chat template; `prism run --raw` continues a text")?;
     let settings = Settings::new(&args.sampling, &checkpoint, &tokenizer)?;
     let opened = model::load(&args.model, checkpoint, tokenizer)?;
-    let answerer = Answerer::new(opened, settings, &args.sampling, &args.read, args.max_tokens)?;
+    let mut answerer =
+        Answerer::new(opened, settings, &args.sampling, &args.read, args.max_tokens)?;
+    let interrupt = Interrupt::install()?;
+    answerer.interrupt = Some(interrupt.clone());
     let limit = answerer.llama.config().max_positions;
     let context = args.context.map_or(limit.min(CONTEXT), usize::from);
     let session = answerer.session(context)?;
     let messages = prompter.beginning();
     let json = args.model.json;
-    Chat { answerer, session, prompter, messages, json }.talk()
+    Chat { answerer, session, prompter, messages, interrupt, json }.talk()
 }
 
 struct Chat {
@@ -46,6 +50,7 @@ struct Chat {
     session: Session,
     prompter: Prompter,
     messages: Vec<Message>,
+    interrupt: Interrupt,
     json: bool,
 }
 
@@ -56,7 +61,8 @@ impl Chat {
         let prompted = stdin.is_terminal();
         if prompted {
             eprintln!(
-                "One message a line, a context of {} tokens. /clear begins anew, /exit ends.",
+                "One message a line, a context of {} tokens. /clear begins anew, /exit ends, \
+                 Ctrl-C ends an answer.",
                 self.session.capacity()
             );
         }
@@ -93,7 +99,8 @@ impl Chat {
         };
         let mut stdout = std::io::stdout();
         let shown: Option<&mut dyn Write> = (!self.json).then_some(&mut stdout as _);
-        let answer = self.answerer.answer(&mut self.session, &ids, shown)?;
+        let answer =
+            self.interrupt.answering(|| self.answerer.answer(&mut self.session, &ids, shown))?;
         self.messages.push(Message::new("assistant", answer.text.clone()));
         self.print(&answer)
     }

@@ -11,9 +11,11 @@ mod cuda;
 mod density;
 mod device;
 mod doctor;
+mod eval;
 mod heatmap;
 #[cfg(feature = "hub")]
 mod hub;
+mod interrupt;
 mod memory;
 mod model;
 mod output;
@@ -40,6 +42,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Ppl(args) => ppl::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Eval(args) => eval::run(&args.what),
         Command::Bench(args) => bench::run(&args.what),
         Command::Doctor(args) => doctor::run(&args),
     };

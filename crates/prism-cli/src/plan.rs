@@ -2,7 +2,9 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::DType;
-use burn_prism::{AttentionShape, Plan, PrismConfig, Rope, Scoring};
+use burn_prism::{AttentionShape, Budget, Plan, PrismConfig, Rope, Scoring};
+use prism_models::presets::{self, Family};
+use prism_models::shapes;
 use serde::Serialize;
 
 use crate::args::PlanArgs;
@@ -14,6 +16,8 @@ struct Report {
     plan: Plan,
     high_dims: usize,
     low_dims: usize,
+    /// Whose published mass acts unless another is given.
+    preset: Family,
     config: PrismConfig,
 }
 
@@ -25,22 +29,27 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         "bf16" => DType::BF16,
         other => bail!("element type must be f32, f16 or bf16, got {other:?}"),
     };
-    let (rope, q_heads, kv_heads, head_dim) = match &args.model {
-        Some(path) => {
-            let checkpoint = model::checkpoint(path)?;
-            let config = checkpoint.config();
-            (config.rope, config.q_heads, config.kv_heads, config.head_dim)
-        }
-        None => (Rope::new(args.rope_theta), args.q_heads, args.kv_heads, args.head_dim),
+    let model = match (&args.model, &args.shape) {
+        (Some(path), _) => Some(model::checkpoint(path)?.config().clone()),
+        (None, Some(name)) => Some(shapes::shape(name)?),
+        (None, None) => None,
     };
+    let (base, q_heads, kv_heads, head_dim) = match &model {
+        Some(model) => (presets::recommended(model), model.q_heads, model.kv_heads, model.head_dim),
+        None => {
+            let base = presets::of(Family::Llama, Rope::new(args.rope_theta));
+            (base, args.q_heads, args.kv_heads, args.head_dim)
+        }
+    };
+    let preset = model.as_ref().map_or(Family::Llama, |model| model.architecture.into());
     let keys = args.tokens.saturating_add(args.cached);
     let kv = [args.batch, kv_heads, keys, head_dim];
     let shape = AttentionShape::new([args.batch, q_heads, args.tokens, head_dim], kv, kv)?;
-    let config = args.prism.apply(PrismConfig::new(rope))?;
+    let config = args.prism.apply(base)?;
     let plan = burn_prism::plan(&config, &shape, None, dtype, &device)?;
     let bands = config.validate(head_dim)?;
     let report =
-        Report { plan, high_dims: bands.high().len(), low_dims: bands.low().len(), config };
+        Report { plan, high_dims: bands.high().len(), low_dims: bands.low().len(), preset, config };
     if args.json {
         return output::json(&report);
     }
@@ -51,8 +60,20 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         table.add_row(["not by".into(), refused.to_string()]);
     }
     table.add_row(["results and scratch".into(), output::bytes(report.plan.bytes)]);
+    let mass = match report.config.selection.budget {
+        Budget::Mass(mass) if args.prism.mass.is_some() => format!("{mass}, as given"),
+        Budget::Mass(mass) => format!("{mass}, published for {preset}"),
+        Budget::TopK(blocks) => format!("none: {blocks} blocks a row"),
+    };
+    table.add_row(["mass".into(), mass]);
     table.add_row(["dense attention".into(), format!("{:.3e} flop", report.plan.dense_flops)]);
+    if let (Some(name), Some(by)) = (report.plan.selector, report.plan.selects_by) {
+        table.add_row(["selects".into(), format!("{name}, by {by}")]);
+    }
     table.add_row(match report.config.scoring {
+        _ if let Some(selector) = &report.config.selector => {
+            ["options".into(), selector.describe_options()]
+        }
         Scoring::Bands => {
             let (high, low) = (report.high_dims, report.low_dims);
             ["bands".into(), format!("{high} high, {low} low of {head_dim} dims")]

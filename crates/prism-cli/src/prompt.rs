@@ -45,13 +45,16 @@ impl Prompter {
         self.system.iter().cloned().collect()
     }
 
+    /// The text of a conversation and of the start of an answer.
+    pub fn text(&self, messages: &[Message]) -> Result<String> {
+        self.template
+            .render_with(messages, true, &self.bos, &self.eos, &self.variables)
+            .context("the chat template failed")
+    }
+
     /// The tokens of a conversation and of the start of an answer.
     pub fn ids(&self, tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
-        let text = self
-            .template
-            .render_with(messages, true, &self.bos, &self.eos, &self.variables)
-            .context("the chat template failed")?;
-        Ok(tokenizer.encode(&text, false)?)
+        Ok(tokenizer.encode(&self.text(messages)?, false)?)
     }
 }
 

@@ -1,10 +1,13 @@
 //! Does the program say what it does and refuse what it can't? Help texts are golden:
 //! `cargo xtask bless` rewrites them.
 
-use std::path::Path;
-use std::process::Command;
+mod support;
 
-const COMMANDS: [&str; 11] = [
+use std::path::Path;
+
+use support::{prism, tiny_model};
+
+const COMMANDS: [&str; 20] = [
     "",
     "run",
     "chat",
@@ -16,13 +19,16 @@ const COMMANDS: [&str; 11] = [
     "bench attention",
     "bench matmul",
     "bench prefill",
+    "eval",
+    "eval perplexity",
+    "eval needle",
+    "eval ruler",
+    "eval longbench",
+    "eval infinitebench",
+    "eval recall",
+    "eval spectrum",
+    "eval ablate",
 ];
-
-fn prism(args: &[&str]) -> (bool, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_prism")).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.success(), text(output.stdout), text(output.stderr))
-}
 
 #[test]
 fn bless_help_is_golden() {
@@ -63,15 +69,32 @@ fn plan_answers_without_running() {
     let subs = &json["config"]["scoring"]["second_order"];
     assert!(ok);
     assert_eq!((subs["query_sub"].as_u64(), subs["key_sub"].as_u64()), (Some(32), Some(16)));
+    for (args, family, mass, shown) in [
+        (&[][..], "llama", 0.95, "0.95, published for Llama"),
+        (&["--shape", "llama-3.2-1b"], "llama", 0.95, "0.95, published for Llama"),
+        (&["--shape", "qwen2.5-7b"], "qwen", 0.93, "0.93, published for Qwen"),
+        (&["--shape", "qwen3-8b", "--mass", "0.9"], "qwen", 0.9, "0.9, as given"),
+    ] {
+        let (ok, json, _) = prism(&[&["plan", "--json"], args].concat());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert!(ok);
+        assert_eq!(json["preset"], family);
+        assert_eq!(json["config"]["selection"]["budget"]["mass"], mass, "{json}");
+        let (ok, text, _) = prism(&[&["plan"], args].concat());
+        assert!(ok && text.contains(shown), "{text}");
+    }
     let (ok, text, _) = prism(&["plan", "--tokens", "100"]);
     assert!(ok && text.contains("dense"), "{text}");
 }
 
 #[test]
 fn bad_arguments_are_refused_with_a_reason() {
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["plan", "--mass", "1.5"], "mass must be above 0 and at most 1, got 1.5"),
         (&["plan", "--q-heads", "7", "--kv-heads", "2"], "got 7 query and 2 kv"),
+        (&["plan", "--shape", "gpt-2"], "\"gpt-2\""),
+        (&["plan", "--shape", "qwen3-8b", "--model", "x"], "--model"),
+        (&["plan", "--shape", "qwen3-8b", "--head-dim", "64"], "--head-dim"),
         (&["plan", "--dtype", "f64"], "element type must be f32, f16 or bf16"),
         (&["plan", "--device", "tpu"], "no device \"tpu\"; it has: flex"),
         (&["plan", "--block", "0"], "block size must be between 1"),
@@ -100,36 +123,6 @@ fn bad_arguments_are_refused_with_a_reason() {
         assert!(!ok, "{args:?}");
         assert!(error.contains(says), "{args:?} says {error}");
     }
-}
-
-/// A tiny model with random weights and a text for it, in a folder that lives as long as the first
-/// of these.
-fn tiny_model() -> (tempfile::TempDir, String, String) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("model");
-    std::fs::create_dir(&model).unwrap();
-    let tiny = root.join("fixtures/models/tiny-llama31");
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(tiny.join(file), model.join(file)).unwrap();
-    }
-    // 512 word tokens, one a byte pair of hex digits, so that any text of such words encodes.
-    let vocab: serde_json::Map<String, serde_json::Value> =
-        (0..512).map(|id| (format!("w{id}"), id.into())).collect();
-    let tokenizer = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-        "normalizer": null, "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "pre_tokenizer": {"type": "Whitespace"},
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-    });
-    std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let text: Vec<String> = (0..400).map(|i| format!("w{}", i * i % 511)).collect();
-    let file = folder.path().join("text.txt");
-    std::fs::write(&file, text.join(" ")).unwrap();
-    let path = |path: &Path| path.to_str().unwrap().to_string();
-    let (model, file) = (path(&model), path(&file));
-    (folder, model, file)
 }
 
 /// Dense, in any chunks; with causal calibration in chunks of whole blocks.
@@ -310,4 +303,71 @@ fn devices_are_refused_with_a_reason() {
     assert!(!ok && error.contains("there is no flex:1, this machine has 1"), "{error}");
     let (ok, _, error) = prism(&["plan", "--device", "flex:one"]);
     assert!(!ok && error.contains("\"one\" is no index of a flex device"), "{error}");
+}
+
+#[test]
+fn a_selector_has_its_own_options() {
+    let set = ["plan", "--tokens", "131072", "--selector", "xattention", "--set", "stride=16"];
+    let (ok, json, error) = prism(&[&set[..], &["--json"]].concat());
+    assert!(ok, "{error}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["selector"], "xattention");
+    assert_eq!(json["selects_by"], "tensor_ops");
+    assert_eq!(json["config"]["selector"]["xattention"]["stride"], 16);
+    let (ok, text, _) = prism(&set);
+    assert!(ok && text.contains("xattention, by tensor ops"), "{text}");
+    assert!(text.contains("stride=16, threshold=0.9"), "{text}");
+    let by_scoring = ["plan", "--selector", "second_order", "--set", "mass=0.9", "--json"];
+    let (ok, json, _) = prism(&by_scoring);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(ok);
+    assert_eq!(json["selector"], "second_order");
+    assert_eq!(json["config"]["selection"]["budget"]["mass"], 0.9);
+}
+
+#[test]
+fn selectors_refuse_what_contradicts_them() {
+    let refuse = |args: &[&str], says: &str| {
+        let (ok, _, error) = prism(args);
+        assert!(!ok && error.contains(says), "{args:?}: {error}");
+    };
+    refuse(&["plan", "--selector", "xatention"], "there is no xatention: there are prism,");
+    refuse(&["plan", "--set", "stride=8"], "--selector");
+    refuse(
+        &["plan", "--selector", "lsh", "--set", "seed"],
+        "--set must be KEY=VALUE, got \"seed\"",
+    );
+    refuse(
+        &["plan", "--selector", "lsh", "--set", "sed=1"],
+        "lsh has no option sed: it has buckets=16, rounds=4, seed=0",
+    );
+    refuse(
+        &["plan", "--selector", "xattention", "--mass", "0.9"],
+        "--mass is no setting of --selector xattention (stride=8, threshold=0.9)",
+    );
+    refuse(
+        &["plan", "--selector", "oracle", "--set", "mass=0.9", "--mass", "0.8"],
+        "--mass is no setting of --selector oracle (mass=0.9)",
+    );
+    for other in [["--scoring", "bands"], ["--calibration", "off"], ["--query-sub", "16"]] {
+        let args = ["plan", "--selector", "lsh", other[0], other[1]];
+        refuse(&args, "cannot be used with");
+    }
+    let ppl = ["ppl", "--model", "none.gguf", "--file", "none.txt", "--selector", "lsh"];
+    refuse(&[&ppl[..], &["--policy", "none.json"]].concat(), "cannot be used with");
+    refuse(&[&ppl[..], &["--attention", "dense"]].concat(), "--selector needs --attention prism");
+    refuse(
+        &[
+            "bench",
+            "prefill",
+            "--device",
+            "flex",
+            "--random-weights",
+            "--selector",
+            "lsh",
+            "--density",
+            "0.2",
+        ],
+        "--density is no setting of --selector lsh (buckets=16, rounds=4, seed=0)",
+    );
 }

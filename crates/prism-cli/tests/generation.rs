@@ -369,6 +369,122 @@ fn are_arguments_that_do_nothing_or_harm_refused_by_name() {
     assert!(model.refused(&["--prompt", "x"]).contains("generation_config.json"));
 }
 
+/// Greedy and sampled, in chunks and stopped: of each prompt what `--prompt` gives.
+#[test]
+fn are_prompts_answered_together_as_each_would_be_alone() {
+    let model = Model::new(Some(TEMPLATE), json!({}));
+    let prompts = [text(3, 100), text(5, 7), text(9, 41)];
+    let file = model.folder.path().join("prompts.jsonl");
+    let lines = prompts.each_ref().map(|prompt| format!("{}\n\n", json!(prompt)));
+    std::fs::write(&file, lines.concat()).unwrap();
+    let file = file.to_str().unwrap();
+    let stop = string(&model.run(&["--prompt", &prompts[1], "--max-tokens", "9"])["text"])
+        .chars()
+        .nth(4)
+        .unwrap()
+        .to_string();
+    let cases: [&[&str]; 4] = [
+        &["--stop", &stop],
+        &["--chunk", "16", "--report", "density", "--block", "16", "--dense-below", "32"],
+        &["--temperature", "1", "--seed", "7", "--repetition-penalty", "1.2"],
+        &["--raw", "--attention", "dense"],
+    ];
+    for args in cases {
+        let args = [&["--max-tokens", "9"], args].concat();
+        let together = model.run(&[&["--prompts", file][..], &args].concat());
+        let answers = together["answers"].as_array().unwrap();
+        assert_eq!(answers.len(), prompts.len());
+        for (prompt, answer) in prompts.iter().zip(answers) {
+            let alone = model.run(&[&["--prompt", prompt][..], &args].concat());
+            let answer = answer.as_object().unwrap();
+            for (name, value) in answer {
+                assert_eq!(value, &alone[name], "{args:?}: {name}");
+            }
+        }
+        let sum = |name: &str| answers.iter().map(|one| one[name].as_u64().unwrap()).sum::<u64>();
+        assert_eq!(together["tokens"], sum("tokens"));
+        assert_eq!(together["prompt_tokens"], sum("prompt_tokens"));
+        assert!(together["prefill_seconds"].as_f64().unwrap() > 0.0);
+    }
+    let (ok, out, error) =
+        model.prism("run", &["--prompts", file, "--max-tokens", "3", "--seed", "1"], "");
+    assert!(!ok && out.is_empty() && error.contains("--seed does nothing"), "{error}");
+    let (ok, out, error) = model.prism("run", &["--prompts", file, "--max-tokens", "3"], "");
+    assert!(ok, "{error}");
+    let begins: Vec<_> = out.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(begins, ["[0]", "[1]", "[2]"]);
+    assert!(error.contains("[2] prompt: 44 tokens") && error.contains("answers: 9 tokens"));
+}
+
+#[test]
+fn are_files_that_hold_no_prompts_refused_by_name() {
+    let model = Model::new(Some(TEMPLATE), json!({}));
+    let file = model.folder.path().join("prompts.jsonl");
+    let path = file.to_str().unwrap();
+    for (content, raw, says) in [
+        ("", false, "at least 1 prompt, got 0"),
+        ("\n  \n", false, "at least 1 prompt, got 0"),
+        ("\"a\"\nb\n", false, "prompts.jsonl, line 2: not a JSON string"),
+        ("{\"prompt\": \"a\"}", false, "line 1: not a JSON string"),
+        (
+            &format!("\"{}\"\n\"\"\n", text(1, 3)),
+            true,
+            "prompt 1 must hold at least 1 token, got 0",
+        ),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let args = [&["--prompts", path][..], if raw { &["--raw"] } else { &[] }].concat();
+        let error = model.refused(&args);
+        assert!(error.contains(says), "{content:?} says {error}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert!(model.refused(&["--prompts", path]).contains("can't read"));
+    assert!(model.refused(&["--prompts", path, "--prompt", "x"]).contains("--prompts"));
+    assert!(model.refused(&[]).contains("--prompt <PROMPT>"));
+}
+
+/// Ctrl-C ends an answer that would go on for long, then another message is answered; at the prompt it
+/// ends the program.
+#[cfg(unix)]
+#[test]
+fn does_an_interrupt_end_the_answer_and_not_the_conversation() {
+    use std::io::{BufRead, BufReader, Read};
+
+    let model = Model::new(Some(TEMPLATE), json!({}));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_prism"))
+        .args(["chat", "--model", model.folder.path().to_str().unwrap()])
+        .args(["--context", "60000", "--max-tokens", "50000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let interrupt = |id: u32| {
+        let sent = Command::new("kill").args(["-INT", &id.to_string()]).status().unwrap();
+        assert!(sent.success());
+    };
+    let mut input = child.stdin.take().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    for turn in 0..2 {
+        input.write_all(format!("{}\n", text(turn, 5)).as_bytes()).unwrap();
+        // The answer has begun.
+        output.read_exact(&mut [0]).unwrap();
+        interrupt(child.id());
+        let ended = said.find(|line| line.starts_with("answer: ")).unwrap();
+        assert!(ended.contains("ended by Ctrl-C"), "{ended}");
+        // The end of the answer.
+        let mut byte = [0];
+        while byte != *b"\n" {
+            output.read_exact(&mut byte).unwrap();
+        }
+    }
+    // Told apart from an answer: nothing is being said.
+    assert!(said.any(|line| line.starts_with("peak memory")));
+    interrupt(child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
 /// SmolLM2-135M-Instruct from `PRISM_MODEL`, with its own template in GGUF metadata.
 #[test]
 fn does_a_real_model_hold_a_conversation() {

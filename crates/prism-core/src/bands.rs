@@ -52,7 +52,7 @@ impl Bands {
     /// Widths that are odd, don't fit the head, or are both 0; RoPE settings out of range.
     pub fn new(rule: BandRule, rope: Option<&Rope>, head_dim: usize, block: usize) -> Result<Self> {
         let Some(rope) = rope else {
-            return Ok(Self { head_dim, high: Vec::new(), low: (0..head_dim).collect() });
+            return Ok(Self::whole(head_dim));
         };
         match rule {
             BandRule::Auto => {
@@ -64,6 +64,11 @@ impl Bands {
                 Self::of_pairs(rule, &still, rope.layout, head_dim, block)
             }
         }
+    }
+
+    /// One band of all dims.
+    pub fn whole(head_dim: usize) -> Self {
+        Self { head_dim, high: Vec::new(), low: (0..head_dim).collect() }
     }
 
     /// Shares out the dims of a head whose leading pairs turn by `inv_freq`, radians a position,

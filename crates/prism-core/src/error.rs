@@ -129,6 +129,12 @@ pub enum PrismError {
         /// Which invariant, where, and the value got.
         reason: String,
     },
+    /// A way to choose blocks that there isn't, or options that it can't use.
+    #[error("selector: {reason}")]
+    Selector {
+        /// The limit and the value got.
+        reason: String,
+    },
     /// Settings of single heads that don't fit the heads or each other.
     #[error("head overrides: {reason}")]
     HeadOverrides {

@@ -5,7 +5,7 @@
 //! (arXiv 2602.08426). Reading order: [`shape`] and [`grid`] (where tokens and blocks are),
 //! [`rope`] and [`bands`] (what pooling does to a head's dims), [`scores`] and [`second_order`] (how
 //! much blocks want each other), [`masses`] (scores as probabilities), [`select`] (the rule), [`selection`] (its
-//! result), [`oracle`] (what right means), [`cost`] (what it takes).
+//! result), [`selectors`] (other ways to choose), [`oracle`] (what right means), [`cost`] (what it takes).
 //!
 //! *block*: B consecutive positions. *density*: selected over causal blocks. *mass*: softmax
 //! probability. *LSE*: log-sum-exp of a row, natural log. Tensors are
@@ -22,6 +22,7 @@ pub mod scores;
 pub mod second_order;
 pub mod select;
 pub mod selection;
+pub mod selectors;
 pub mod shape;
 
 pub use bands::{BandRule, Bands};
@@ -32,4 +33,5 @@ pub use rope::{Rope, RopeLayout, RopeScaling};
 pub use scores::{Calibration, Scoring};
 pub use select::{Budget, SelectionRule};
 pub use selection::BlockSelection;
+pub use selectors::SelectorConfig;
 pub use shape::{AttentionShape, SequenceLengths};

@@ -89,7 +89,7 @@ pub struct HeadMoments<'a> {
 }
 
 /// Visits the rows of one head in order with the integer masses of the row's causal blocks.
-pub fn for_each_row(head: HeadMoments, grid: &SubBlocks, mut visit: impl FnMut(usize, &[u32])) {
+pub fn for_each_row(head: HeadMoments, grid: &SubBlocks, visit: impl FnMut(usize, &[u32])) {
     let d = head.head_dim;
     let scale = 1.0 / (d as f64).sqrt();
     // Both terms of a score are one dot product of 2 · head_dim.
@@ -97,6 +97,24 @@ pub fn for_each_row(head: HeadMoments, grid: &SubBlocks, mut visit: impl FnMut(u
         .flat_map(|(mean, variance)| mean.iter().chain(variance).map(|&x| f64::from(x)))
         .collect();
     let mut query = vec![0.0; 2 * d];
+    let score = |a: usize, scores: &mut Vec<f32>| {
+        for (c, &q) in head.q_means[a * d..][..d].iter().enumerate() {
+            let q = f64::from(q) * scale;
+            (query[c], query[d + c]) = (q, 0.5 * q * q);
+        }
+        let causal = keys.chunks_exact(2 * d).take(grid.causal_keys(a));
+        scores.extend(causal.map(|key| dot(&query, key) as f32));
+    };
+    for_each_row_of(grid, score, visit);
+}
+
+/// [`for_each_row`] by any scores of sub-blocks: `score` appends those of a query sub-block, over its
+/// causal key sub-blocks.
+pub fn for_each_row_of(
+    grid: &SubBlocks,
+    mut score: impl FnMut(usize, &mut Vec<f32>),
+    mut visit: impl FnMut(usize, &[u32]),
+) {
     let (mut scores, mut masses, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
     let mut sums: Vec<u64> = Vec::new();
     for row in 0..grid.blocks.rows() {
@@ -104,13 +122,8 @@ pub fn for_each_row(head: HeadMoments, grid: &SubBlocks, mut visit: impl FnMut(u
         sums.resize(grid.blocks.causal_blocks(row), 0);
         let subs = grid.of_row(row);
         for a in subs.clone() {
-            for (c, &q) in head.q_means[a * d..][..d].iter().enumerate() {
-                let q = f64::from(q) * scale;
-                (query[c], query[d + c]) = (q, 0.5 * q * q);
-            }
-            let causal = keys.chunks_exact(2 * d).take(grid.causal_keys(a));
             scores.clear();
-            scores.extend(causal.map(|key| dot(&query, key) as f32));
+            score(a, &mut scores);
             integer_masses(&scores, &mut masses);
             for (sum, masses) in sums.iter_mut().zip(masses.chunks(grid.keys_per_block())) {
                 *sum += masses.iter().map(|&mass| u64::from(mass)).sum::<u64>();

@@ -18,7 +18,7 @@ pub use crate::masses::{
 };
 use crate::scores::{self, Calibration, PooledHead};
 use crate::second_order::{self, HeadMoments, SubBlocks};
-use crate::selection::WORD_BITS;
+use crate::selection::{WORD_BITS, set_bits};
 
 /// How many blocks a band keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -126,22 +126,96 @@ impl SelectionRule {
                 }
             }
         }
-        let forced = |v: usize| v < self.sink_blocks || v + self.recent_blocks >= causal;
-        (0..self.sink_blocks.min(causal)).for_each(|v| set(words, v));
-        (causal.saturating_sub(self.recent_blocks)..causal).for_each(|v| set(words, v));
-
-        let count = |words: &[u32]| words.iter().map(|w| w.count_ones() as usize).sum::<usize>();
-        let selected = count(words);
         let best: Vec<u32> = (0..causal)
             .map(|v| masses.iter().map(|band| band.as_ref()[v]).max().unwrap_or(0))
             .collect();
+        self.force_and_limit(&best, causal, words);
+    }
+
+    /// [`select_row`](Self::select_row) by one band, but forced blocks count first: others are added
+    /// only until all together reach `target`, `None` for every block (XAttention's order).
+    pub fn select_row_after_forced(
+        &self,
+        masses: &[u32],
+        target: Option<u32>,
+        dense: bool,
+        words: &mut [u32],
+    ) {
+        words.fill(0);
+        let causal = masses.len();
+        if dense || target.is_none() {
+            (0..causal).for_each(|v| set(words, v));
+            return;
+        }
+        let target = target.map_or(u64::MAX, u64::from);
+        (0..causal).filter(|&v| self.forces(v, causal)).for_each(|v| set(words, v));
+        let mut mass: u64 = set_bits(words).map(|v| u64::from(masses[v])).sum();
+        for v in ranking(masses) {
+            if mass >= target {
+                break;
+            }
+            if !is_set(words, v) {
+                set(words, v);
+                mass += u64::from(masses[v]);
+            }
+        }
+        self.force_and_limit(masses, causal, words);
+    }
+
+    /// Selects the blocks of one row whose mass reaches `target`, however much that is together; the
+    /// budget plays no part, and a row that would read nothing reads its diagonal.
+    pub fn select_row_above(&self, masses: &[u32], target: u32, dense: bool, words: &mut [u32]) {
+        words.fill(0);
+        let causal = masses.len();
+        (0..causal).filter(|&v| dense || masses[v] >= target).for_each(|v| set(words, v));
+        if dense {
+            return;
+        }
+        self.force_and_limit(masses, causal, words);
+        if words.iter().all(|&word| word == 0) && causal > 0 {
+            set(words, causal - 1);
+        }
+    }
+
+    /// Selects the given blocks of a row, those that are causal; the budget plays no part. The
+    /// nearest blocks count as the best, and a row that would read nothing reads its diagonal.
+    pub fn select_row_blocks(
+        &self,
+        blocks: impl IntoIterator<Item = usize>,
+        causal: usize,
+        dense: bool,
+        words: &mut [u32],
+    ) {
+        words.fill(0);
+        if dense {
+            (0..causal).for_each(|v| set(words, v));
+            return;
+        }
+        blocks.into_iter().filter(|&v| v < causal).for_each(|v| set(words, v));
+        let nearness: Vec<u32> = (0..causal as u32).collect();
+        self.force_and_limit(&nearness, causal, words);
+        if words.iter().all(|&word| word == 0) && causal > 0 {
+            set(words, causal - 1);
+        }
+    }
+
+    /// Whether every row of `causal` blocks reads block `v`.
+    fn forces(&self, v: usize, causal: usize) -> bool {
+        v < self.sink_blocks || v + self.recent_blocks >= causal
+    }
+
+    /// Adds the forced blocks; fills the row to the minimum and cuts it to the maximum, by weight.
+    fn force_and_limit(&self, weights: &[u32], causal: usize, words: &mut [u32]) {
+        (0..self.sink_blocks.min(causal)).for_each(|v| set(words, v));
+        (causal.saturating_sub(self.recent_blocks)..causal).for_each(|v| set(words, v));
+        let selected = words.iter().map(|w| w.count_ones() as usize).sum::<usize>();
         if selected < self.min_blocks {
-            let free: Vec<usize> = ranking(&best).filter(|&v| !is_set(words, v)).collect();
+            let free: Vec<usize> = ranking(weights).filter(|&v| !is_set(words, v)).collect();
             free.into_iter().take(self.min_blocks - selected).for_each(|v| set(words, v));
         }
         if let Some(max) = self.max_blocks.filter(|&max| selected > max) {
             let chosen: Vec<usize> =
-                ranking(&best).filter(|&v| is_set(words, v) && !forced(v)).collect();
+                ranking(weights).filter(|&v| is_set(words, v) && !self.forces(v, causal)).collect();
             for &v in chosen.iter().rev().take(selected - max) {
                 words[v / WORD_BITS] &= !(1 << (v % WORD_BITS));
             }
@@ -189,7 +263,7 @@ impl SelectionRule {
     }
 
     /// First row that reads every causal block.
-    fn dense_from(&self, grid: &BlockGrid, more_follows: bool) -> usize {
+    pub(crate) fn dense_from(&self, grid: &BlockGrid, more_follows: bool) -> usize {
         let dense = if more_follows { 0 } else { self.dense_last_blocks };
         grid.rows().saturating_sub(dense)
     }
@@ -214,7 +288,6 @@ fn is_set(words: &[u32], v: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::selection::set_bits;
     use proptest::prelude::*;
 
     fn rule(budget: Budget) -> SelectionRule {

@@ -13,8 +13,8 @@ use std::ops::RangeInclusive;
 use crate::error::ConfigError;
 use prism_core::Rope;
 
-pub use architecture::Architecture;
 pub(crate) use architecture::SUPPORTED as SUPPORTED_ARCHITECTURES;
+pub use architecture::{Architecture, architecture_table};
 
 /// Largest `config.json` that is read, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;

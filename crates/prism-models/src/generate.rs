@@ -2,6 +2,8 @@
 
 use burn_prism::AttentionOptions;
 
+use crate::batch::Sequence;
+use crate::forward::single;
 use crate::llama::{Llama, LlamaCache};
 use crate::model_error::ModelError;
 use crate::sample::Sampler;
@@ -43,30 +45,13 @@ impl Llama {
         ids: &[u32],
         chunk: Option<usize>,
         cache: &mut LlamaCache,
-        mut trace: Option<&mut dyn FnMut(LayerTrace)>,
+        trace: Option<&mut dyn FnMut(LayerTrace)>,
     ) -> Result<Vec<f32>, ModelError> {
-        let chunk = chunk.unwrap_or(ids.len().max(1));
-        if chunk == 0 {
-            return Err(ModelError::ChunkSize);
-        }
-        let free = cache.capacity() - cache.len();
-        if ids.len() > free {
-            return Err(ModelError::CacheFull { tokens: ids.len(), free });
-        }
-        let mut logits = Err(ModelError::NoTokens);
-        for (i, part) in ids.chunks(chunk).enumerate() {
-            let more_follows = (i + 1) * chunk < ids.len();
-            let options = AttentionOptions::default().with_more_follows(more_follows);
-            let trace: Option<&mut dyn FnMut(LayerTrace)> = match &mut trace {
-                Some(trace) => Some(*trace),
-                None => None,
-            };
-            let hidden = self.hidden(part, cache, &options, trace)?;
-            if !more_follows {
-                logits = self.last_logits(&hidden);
-            }
-        }
-        logits
+        self.check(ids, cache)?;
+        let mut trace = trace.map(single);
+        let trace = trace.as_mut().map(|trace| trace as _);
+        let mut logits = self.prefill_all(&[ids], chunk, std::slice::from_mut(cache), trace)?;
+        logits.pop().ok_or(ModelError::NoTokens)
     }
 
     /// Continues from `logits` until a token that ends a text by the model's configuration, `limit`
@@ -94,34 +79,95 @@ impl Llama {
     /// As [`generate`](Self::generate).
     pub fn generate_until(
         &self,
-        mut logits: Vec<f32>,
+        logits: Vec<f32>,
         limit: usize,
         end: &[u32],
         sampler: &mut Sampler,
         cache: &mut LlamaCache,
         visit: &mut dyn FnMut(u32) -> bool,
     ) -> Result<Generated, ModelError> {
-        let mut tokens = Vec::new();
-        let finish = loop {
-            if tokens.len() >= limit {
-                break Finish::Limit;
+        let mut visit = |_, token| visit(token);
+        let (samplers, caches) = (std::slice::from_mut(sampler), std::slice::from_mut(cache));
+        let mut all = self.continue_all(vec![logits], limit, end, samplers, caches, &mut visit)?;
+        all.pop().ok_or(ModelError::NoTokens)
+    }
+
+    /// [`generate_until`](Self::generate_until) for the prompts of a batch: each from its own logits,
+    /// with its own sampler and on its own cache, until it ends by itself. `visit` also gets the
+    /// prompt's index. Prompts that go on share each pass through the layers.
+    ///
+    /// # Errors
+    /// As [`generate_until`](Self::generate_until), or another number of samplers or caches than
+    /// logits.
+    pub fn batch_generate(
+        &self,
+        logits: Vec<Vec<f32>>,
+        limit: usize,
+        end: &[u32],
+        samplers: &mut [Sampler],
+        caches: &mut [LlamaCache],
+        visit: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generated>, ModelError> {
+        let prompts = logits.len();
+        for (what, got) in [("samplers", samplers.len()), ("caches", caches.len())] {
+            if got != prompts {
+                return Err(ModelError::BatchSize { what, prompts, got });
             }
-            let token = sampler.sample(&logits)?;
-            if end.contains(&token) {
-                break Finish::EndToken(token);
+        }
+        self.continue_all(logits, limit, end, samplers, caches, visit)
+    }
+
+    fn continue_all(
+        &self,
+        mut logits: Vec<Vec<f32>>,
+        limit: usize,
+        end: &[u32],
+        samplers: &mut [Sampler],
+        caches: &mut [LlamaCache],
+        visit: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<Vec<Generated>, ModelError> {
+        let goes_on = Generated { tokens: Vec::new(), finish: Finish::Limit };
+        let mut all = vec![goes_on; logits.len()];
+        let mut running: Vec<usize> = (0..logits.len()).filter(|_| limit > 0).collect();
+        while !running.is_empty() {
+            let mut chosen = vec![None; all.len()];
+            for &prompt in &running {
+                let Generated { tokens, finish } = &mut all[prompt];
+                let token = samplers[prompt].sample(&logits[prompt])?;
+                if end.contains(&token) {
+                    *finish = Finish::EndToken(token);
+                    continue;
+                }
+                tokens.push(token);
+                let cache = &caches[prompt];
+                if !visit(prompt, token) {
+                    *finish = Finish::Stopped;
+                } else if tokens.len() == limit {
+                    *finish = Finish::Limit;
+                } else if cache.len() == cache.capacity() {
+                    *finish = Finish::CacheFull;
+                } else {
+                    self.check(&[token], cache)?;
+                    chosen[prompt] = Some([token]);
+                }
             }
-            tokens.push(token);
-            if !visit(token) {
-                break Finish::Stopped;
+            running.retain(|&prompt| chosen[prompt].is_some());
+            let sequences = chosen.iter().zip(caches.iter_mut()).enumerate();
+            let sequences: Vec<_> = sequences
+                .filter_map(|(prompt, (token, cache))| {
+                    let (ids, options) = (token.as_ref()?, AttentionOptions::default());
+                    Some(Sequence { prompt, ids, cache, options })
+                })
+                .collect();
+            if sequences.is_empty() {
+                break;
             }
-            if tokens.len() == limit {
-                break Finish::Limit;
+            let rows: Vec<usize> = (0..sequences.len()).collect();
+            let next = self.pass(sequences, None)?;
+            for (&prompt, next) in running.iter().zip(self.logits_at(&next, &rows)?) {
+                logits[prompt] = next;
             }
-            if cache.len() == cache.capacity() {
-                break Finish::CacheFull;
-            }
-            logits = self.next_logits(&[token], cache, &AttentionOptions::default(), None)?;
-        };
-        Ok(Generated { tokens, finish })
+        }
+        Ok(all)
     }
 }

@@ -4,11 +4,12 @@
 //! [`safetensors_dir`], [`shards`], [`safetensors_file`]),
 //! [`config`] (and [`shapes`] of known models), [`llama`] with [`self_attention`], [`rope`] and [`mlp`] (the model), [`load`] and [`random`] (its weights), [`policy`] and [`presets`] (how it attends),
 //! [`tokenizer`] and [`template`] (text in), [`sample`], [`generate`] and [`stop`] (text out),
-//! [`session`] (several turns on one cache), [`perplexity`], [`memory`] (what a prompt will take).
+//! [`session`] (several turns on one cache), [`batch`] (prompts together), [`perplexity`], [`memory`] (what a prompt will take).
 //!
 //! Files are untrusted. Every reader here validates before it allocates, and answers a bad file
 //! with a typed error that says the limit and the value it got.
 
+pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
@@ -43,9 +44,11 @@ pub mod stopwatch;
 pub mod template;
 pub mod tokenizer;
 
+pub use batch::{Batch, BatchError, BatchTrace};
 pub use checkpoint::{Checkpoint, TensorAudit};
 pub use config::{Architecture, ModelConfig};
 pub use error::{ConfigError, LoadError};
+pub use forward::LayerInputs;
 pub use generate::{Finish, Generated};
 pub use generation_config::GenerationConfig;
 pub use llama::{Llama, LlamaCache};

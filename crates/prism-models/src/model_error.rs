@@ -68,6 +68,24 @@ pub enum ModelError {
         /// Layers of the cache.
         got: usize,
     },
+    /// A prompt of a batch is at fault.
+    #[error("prompt {prompt}: {source}")]
+    Prompt {
+        /// Its index.
+        prompt: usize,
+        /// The fault.
+        source: Box<ModelError>,
+    },
+    /// Something that a batch needs one of for each of its prompts.
+    #[error("a batch of {prompts} prompts needs as many {what}, got {got}")]
+    BatchSize {
+        /// What.
+        what: &'static str,
+        /// Prompts.
+        prompts: usize,
+        /// The number got.
+        got: usize,
+    },
     /// A layer past the last.
     #[error("there is no layer {layer}: the model has {layers}")]
     NoSuchLayer {
@@ -101,6 +119,13 @@ pub enum ModelError {
         /// What it said.
         reason: String,
     },
+}
+
+impl ModelError {
+    /// The error of one prompt of a batch.
+    pub(crate) fn of_prompt(self, prompt: usize) -> Self {
+        Self::Prompt { prompt, source: Box::new(self) }
+    }
 }
 
 /// Reads a tensor to the host as f32.

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use burn_prism::{BandRule, Calibration, HeadOverride, PrismConfig, PrismError, Scoring};
+use burn_prism::{
+    BandRule, Calibration, HeadOverride, PrismConfig, PrismError, Scoring, SelectorConfig,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -56,7 +58,10 @@ pub struct LayerSettings {
     /// Estimated probability that each row keeps, in (0, 1].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mass: Option<f64>,
-    /// How blocks are scored.
+    /// The method that chooses blocks, in place of scoring, bands and calibration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<SelectorConfig>,
+    /// How blocks are scored, in place of a method set before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scoring: Option<Scoring>,
     /// How dims are shared out between the bands.
@@ -166,6 +171,16 @@ pub enum PolicyError {
         /// Whose settings.
         of: String,
     },
+    /// A setting that a method doesn't have, or has by another name among its own options.
+    #[error("{of}: {setting} is no setting of the selector {selector}")]
+    Selector {
+        /// Whose settings.
+        of: String,
+        /// What is set.
+        setting: &'static str,
+        /// The method with its options.
+        selector: String,
+    },
     /// Settings that don't fit the heads or each other.
     #[error("{of}: {source}")]
     Settings {
@@ -186,6 +201,7 @@ impl LayerSettings {
     fn names(&self) -> impl Iterator<Item = &'static str> {
         let set = [
             ("mass", self.mass.is_some()),
+            ("selector", self.selector.is_some()),
             ("scoring", self.scoring.is_some()),
             ("bands", self.bands.is_some()),
             ("calibration", self.calibration.is_some()),
@@ -201,6 +217,11 @@ impl LayerSettings {
     }
 
     fn apply(&self, mut config: PrismConfig) -> PrismConfig {
+        if let Some(selector) = &self.selector {
+            config = config.with_selector(selector.clone());
+        } else if self.scoring.is_some() {
+            config.selector = None;
+        }
         if let Some(mass) = self.mass {
             config = config.with_mass(mass);
         }
@@ -218,6 +239,17 @@ impl LayerSettings {
     }
 
     fn check(&self, of: impl FnOnce() -> String) -> Result<(), PolicyError> {
+        if let Some(selector) = &self.selector {
+            let own = |&name: &&'static str| match name {
+                "mass" => !selector.takes_budget(),
+                "scoring" | "bands" | "calibration" => true,
+                _ => false,
+            };
+            if let Some(setting) = self.names().find(own) {
+                let (of, selector) = (of(), selector.to_string());
+                return Err(PolicyError::Selector { of, setting, selector });
+            }
+        }
         match (self.scoring, self.calibration) {
             (Some(Scoring::SecondOrder { .. }), Some(_)) => {
                 Err(PolicyError::Calibration { of: of() })
@@ -283,6 +315,13 @@ impl AttentionPolicy {
         }
         if let Some(config) = &config {
             let of = || format!("layer {layer}");
+            let own = config.selector.as_ref().filter(|selector| !selector.takes_budget());
+            if let Some(selector) =
+                own.filter(|_| set.iter().any(|&(setting, _)| setting == "mass"))
+            {
+                let (setting, selector) = ("mass", selector.to_string());
+                return Err(PolicyError::Selector { of: of(), setting, selector });
+            }
             config
                 .validate_for(model.q_heads, model.head_dim)
                 .map_err(|source| PolicyError::Settings { of: of(), source })?;

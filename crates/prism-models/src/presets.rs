@@ -1,6 +1,9 @@
 //! Prism's published settings, and which of them a model starts from.
 
-use burn_prism::PrismConfig;
+use std::fmt;
+
+use burn_prism::{PrismConfig, Rope};
+use serde::Serialize;
 
 use crate::config::{Architecture, ModelConfig};
 
@@ -57,10 +60,43 @@ const fn published(
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn recommended(config: &ModelConfig) -> PrismConfig {
-    PrismConfig::new(config.rope).with_mass(match config.architecture {
-        Architecture::Llama | Architecture::Mistral => 0.95,
-        Architecture::Qwen2 | Architecture::Qwen3 => 0.93,
+    of(config.architecture.into(), config.rope)
+}
+
+/// [`recommended`] of a family, where no more than the RoPE of a model is known.
+pub fn of(family: Family, rope: Rope) -> PrismConfig {
+    PrismConfig::new(rope).with_mass(match family {
+        Family::Llama => 0.95,
+        Family::Qwen => 0.93,
     })
+}
+
+/// Models that share a published mass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// Llama, and Mistral with it.
+    Llama,
+    /// Qwen 2 and 3.
+    Qwen,
+}
+
+impl From<Architecture> for Family {
+    fn from(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::Llama | Architecture::Mistral => Self::Llama,
+            Architecture::Qwen2 | Architecture::Qwen3 => Self::Qwen,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Llama => "Llama",
+            Self::Qwen => "Qwen",
+        })
+    }
 }
 
 /// [`PUBLISHED`] as a table in Markdown.

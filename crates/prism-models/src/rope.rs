@@ -36,6 +36,18 @@ impl Rotation {
         }
     }
 
+    /// Of all rows of several, in order.
+    ///
+    /// All must turn equally many dims, and one there must be.
+    pub(crate) fn join(mut parts: Vec<Self>) -> Self {
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        let rotary = parts[0].rotary;
+        let (cos, sin) = parts.into_iter().map(|part| (part.cos, part.sin)).unzip();
+        Self { cos: Tensor::cat(cos, 2), sin: Tensor::cat(sin, 2), rotary }
+    }
+
     /// The part for positions `range` of the run.
     pub fn part(&self, range: std::ops::Range<usize>) -> Self {
         let part = |table: &Tensor<4>| table.clone().slice_dim(2, range.clone());

@@ -11,7 +11,9 @@ mod rotate;
 mod rule;
 mod second_order;
 mod select;
+pub mod selectors;
 mod softmax;
+mod sub_blocks;
 mod tensor;
 
 use std::ops::Range;

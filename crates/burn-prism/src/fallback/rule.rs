@@ -1,4 +1,5 @@
-//! The selection rule of [`prism_core::select`] for all rows of all heads at once, from block masses.
+//! The selection rule of [`prism_core::select`] for all rows of all heads at once, from block masses
+//! or from blocks.
 
 use std::ops::Range;
 
@@ -10,15 +11,29 @@ use prism_core::{BlockGrid, Budget, SelectionRule};
 use super::tensor::{Bool, Int};
 use super::{TILE, runs, steps};
 
-/// Where the masses of the heads of some sequences on one grid come from.
-pub trait BlockMasses<B: Backend> {
-    /// Elements that the masses of one row take on the way.
+/// What the heads of some sequences on one grid say of their rows.
+pub trait RowSource<B: Backend> {
+    /// Elements that one row takes on the way.
     fn row_elements(&self) -> usize;
 
-    /// Integer masses of some rows, `[batch, q_heads, rows, blocks]` of each band, −1 where
-    /// `future`, which is `[1, 1, rows, blocks]`; `blocks` are those that the last of the rows may
-    /// read.
-    fn masses(&self, rows: Range<usize>, future: &Bool<B>) -> Vec<Int<B>>;
+    /// What some rows say. `future` is `[1, 1, rows, blocks]`; `blocks` are those that the last of the
+    /// rows may read.
+    fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B>;
+}
+
+/// What rows say of their blocks.
+pub enum Choice<B: Backend> {
+    /// Integer masses of each band, `[batch, q_heads, rows, blocks]`, −1 in the future: the budget
+    /// chooses.
+    Masses(Vec<Int<B>>),
+    /// Such masses of one band: others follow the forced blocks until they all reach a mass, `None` for
+    /// every block.
+    AfterForced(Int<B>, Option<u32>),
+    /// Such masses of one band, and the mass from which a block is read.
+    Above(Int<B>, u32),
+    /// The blocks themselves, which broadcast to `[batch, q_heads, rows, blocks]`. What lies in the
+    /// future doesn't count.
+    Blocks(Bool<B>),
 }
 
 /// How masses become a selection.
@@ -31,11 +46,11 @@ pub struct Rule<'a> {
 
 impl Rule<'_> {
     /// Words `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts `[batch, q_heads, rows]`;
-    /// `masses_of` is asked once for each run of sequences on one grid.
-    pub fn select<B: Backend, M: BlockMasses<B>>(
+    /// `source_of` is asked once for each run of sequences on one grid.
+    pub fn select<B: Backend, S: RowSource<B>>(
         &self,
         device: &Device<B>,
-        masses_of: impl Fn(Range<usize>, &BlockGrid) -> M,
+        source_of: impl Fn(Range<usize>, &BlockGrid) -> S,
     ) -> (IntTensor<B>, IntTensor<B>) {
         let (rows, key_blocks) = prism_core::selection::extent(self.grids);
         let width = key_blocks.div_ceil(WORD_BITS);
@@ -46,7 +61,7 @@ impl Rule<'_> {
             let (some_words, some_counts) = if grid.rows() == 0 {
                 (Vec::new(), Vec::new())
             } else {
-                let source = masses_of(sequences, grid);
+                let source = source_of(sequences, grid);
                 steps(grid.rows(), (TILE / source.row_elements()).max(1))
                     .map(|rows| pack(self.select_rows(grid, batch, rows, &source, device), width))
                     .unzip()
@@ -67,7 +82,7 @@ impl Rule<'_> {
         grid: &BlockGrid,
         batch: usize,
         rows: Range<usize>,
-        source: &impl BlockMasses<B>,
+        source: &impl RowSource<B>,
         device: &Device<B>,
     ) -> Bool<B> {
         let rule = self.rule;
@@ -86,18 +101,46 @@ impl Rule<'_> {
         let one = Int::full(dims, 1, device);
         let mut selected = forced.clone().expand(dims);
         let mut best = Int::full(dims, -1, device);
-        for masses in source.masses(rows.clone(), &future) {
-            let kept = match (rule.budget, rule.target()) {
-                (Budget::TopK(k), _) => heaviest(&masses, &one, &number(k)),
-                (Budget::Mass(_), Some(mass)) => heaviest(&masses, &masses, &number(mass as usize)),
-                (Budget::Mass(_), None) => !future.clone(),
-            };
-            selected = selected | kept;
-            best = best.max(masses);
+        let choice = source.choose(rows.clone(), &future);
+        let by_masses = matches!(choice, Choice::Masses(_) | Choice::AfterForced(..));
+        match choice {
+            Choice::Masses(bands) => {
+                for masses in bands {
+                    let kept = match (rule.budget, rule.target()) {
+                        (Budget::TopK(k), _) => heaviest(&masses, &one, &number(k)),
+                        (Budget::Mass(_), Some(mass)) => {
+                            heaviest(&masses, &masses, &number(mass as usize))
+                        }
+                        (Budget::Mass(_), None) => !future.clone(),
+                    };
+                    selected = selected | kept;
+                    best = best.max(masses);
+                }
+            }
+            Choice::AfterForced(masses, None) => {
+                selected = selected | !future.clone();
+                best = best.max(masses);
+            }
+            Choice::AfterForced(masses, Some(target)) => {
+                let held = masses.clone().fill(&!forced.clone().expand(dims), 0).sum(3);
+                let free = masses.clone().fill(&forced, -1);
+                let missing = number(target as usize) - held;
+                selected = selected | heaviest(&free, &free, &missing);
+                best = best.max(masses);
+            }
+            Choice::Above(masses, target) => {
+                selected = selected | !masses.below(saturate(target as usize));
+                best = best.max(masses);
+            }
+            Choice::Blocks(blocks) => {
+                selected = selected | (blocks & !future.clone());
+                // The nearest are the best.
+                best = (one.clone() * v).fill(&future, -1);
+            }
         }
 
-        // Each band keeps at least one block.
-        if rule.min_blocks > 1 {
+        // By masses a row has at least one block.
+        if rule.min_blocks > 1 || !by_masses && rule.min_blocks > 0 {
             let lacking = number(rule.min_blocks) - selected.clone().int().sum(3);
             let free = best.clone().fill(&selected, -1);
             selected = selected | heaviest(&free, &one, &lacking.at_least(0));
@@ -106,6 +149,10 @@ impl Rule<'_> {
             let room = number(max) - forced.clone().int().sum(3);
             let chosen = best.fill(&(forced.clone() | !selected), -1);
             selected = forced | heaviest(&chosen, &one, &room.at_least(0));
+        }
+        if !by_masses {
+            let none = selected.clone().int().sum(3).is(0);
+            selected = selected | (none & age.is(0));
         }
         let dense = match self.more_follows {
             true => 0,
@@ -123,10 +170,33 @@ impl Rule<'_> {
 
 /// The smallest prefix of the blocks, by (mass descending, index ascending), whose weights add up
 /// to `target`; every block if they don't. Blocks of negative mass take no part.
-///
+pub fn heaviest<B: Backend>(masses: &Int<B>, weights: &Int<B>, target: &Int<B>) -> Bool<B> {
+    let Edge { heavier, tied, tied_weights, missing } = edge(masses, weights, target);
+    let before = tied_weights.clone().cumsum(3) - tied_weights;
+    heavier | (tied & before.lt(&missing))
+}
+
+/// The largest prefix in the same order whose masses add up to at most `limit`.
+pub fn heaviest_within<B: Backend>(masses: &Int<B>, limit: &Int<B>) -> Bool<B> {
+    let Edge { heavier, tied, tied_weights, missing } = edge(masses, masses, limit);
+    heavier | (tied & !tied_weights.cumsum(3).gt(&missing))
+}
+
+/// Where a prefix ends.
+struct Edge<B: Backend> {
+    /// Blocks before those of its lightest mass, which don't reach the target.
+    heavier: Bool<B>,
+    /// Blocks of its lightest mass.
+    tied: Bool<B>,
+    /// Their weights, 0 elsewhere.
+    tied_weights: Int<B>,
+    /// What is missing of the target before them.
+    missing: Int<B>,
+}
+
 /// The lightest mass of the prefix is found bit by bit; of the blocks that have just this mass,
 /// the first ones complete the prefix.
-fn heaviest<B: Backend>(masses: &Int<B>, weights: &Int<B>, target: &Int<B>) -> Bool<B> {
+fn edge<B: Backend>(masses: &Int<B>, weights: &Int<B>, target: &Int<B>) -> Edge<B> {
     let [batch, heads, rows, _] = masses.dims();
     let mut lightest = Int::full([batch, heads, rows, 1], 0, &masses.device());
     for bit in (0..31).rev() {
@@ -137,8 +207,7 @@ fn heaviest<B: Backend>(masses: &Int<B>, weights: &Int<B>, target: &Int<B>) -> B
     let (heavier, tied) = (masses.gt(&lightest), masses.eq(&lightest));
     let missing = target.clone() - weights.clone().fill(&!heavier.clone(), 0).sum(3);
     let tied_weights = weights.clone().fill(&!tied.clone(), 0);
-    let before = tied_weights.clone().cumsum(3) - tied_weights;
-    heavier | (tied & before.lt(&missing))
+    Edge { heavier, tied, tied_weights, missing }
 }
 
 /// Bits `[batch, heads, rows, blocks]` as words `[batch, heads, rows, width]` and counts

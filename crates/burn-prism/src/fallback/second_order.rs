@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use burn::backend::Backend;
-use burn::backend::tensor::{Device, FloatTensor, IntTensor};
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use prism_core::second_order::SubBlocks;
 
-use super::rule::{BlockMasses, Rule};
-use super::softmax::{masses, probabilities, scores};
-use super::tensor::{Bool, Float, Int};
+use super::rule::{Choice, RowSource, Rule};
+use super::softmax::scores;
+use super::sub_blocks::block_masses;
+use super::tensor::{Bool, Float};
 use crate::ops::SecondOrderParams;
 
 /// Selection from means of query sub-blocks `[batch, q_heads, query sub-blocks, head_dim]` and
@@ -36,7 +37,6 @@ pub fn select_second_order<B: Backend>(
         q: q.clone().slice(0, sequences.clone()),
         k: k.clone().slice(0, sequences.clone()),
         grid: params.sub_blocks(sequences.start),
-        device: device.clone(),
     })
 }
 
@@ -47,47 +47,18 @@ struct Heads<B: Backend> {
     /// Means and variances, `[batch, kv_heads, 2 · head_dim, key sub-blocks]`.
     k: Float<B>,
     grid: SubBlocks,
-    device: Device<B>,
 }
 
-impl<B: Backend> BlockMasses<B> for Heads<B> {
+impl<B: Backend> RowSource<B> for Heads<B> {
     fn row_elements(&self) -> usize {
         let [batch, heads, ..] = self.q.dims::<4>();
         batch * heads * self.grid.queries_per_block() * self.grid.keys().key_blocks()
     }
 
-    fn masses(&self, rows: Range<usize>, future: &Bool<B>) -> Vec<Int<B>> {
-        let (grid, device) = (&self.grid, &self.device);
-        let [.., blocks] = future.dims::<4>();
-        let [batch, heads, ..] = self.q.dims::<4>();
-        let (per_row, per_block) = (grid.queries_per_block(), grid.keys_per_block());
-        let subs = grid.of_row(rows.start).start..grid.of_row(rows.end - 1).end;
-        let (queries, keys) = (subs.len(), (blocks * per_block).min(grid.keys().key_blocks()));
-
-        let causal = subs.clone().map(|a| grid.causal_keys(a) as i32).collect();
-        let causal = Int::from_list(causal, device).reshape([1, 1, queries, 1]);
-        let unseen = Int::range(0..keys, device).reshape([1, 1, 1, keys]).ge(&causal);
-        let q = self.q.clone().slice(2, subs.clone());
-        let p = probabilities(scores(q, self.k.clone().slice(3, 0..keys)), &unseen);
-
-        // Sums over the key sub-blocks of a block.
-        let dims = [batch, heads, queries, blocks * per_block];
-        let p = Float::join(vec![p], 3, dims, 0.0, device)
-            .reshape([batch, heads, queries * blocks, per_block])
-            .sum(3)
-            .reshape([batch, heads, queries, blocks]);
-        // Means over the query sub-blocks of a row; a chunk may start and end within one.
-        let before = (grid.queries().first_block() + subs.start) % per_row;
-        let mut parts = vec![p];
-        if before > 0 {
-            parts.insert(0, Float::full([batch, heads, before, blocks], 0.0, device));
-        }
-        let sums = Float::join(parts, 2, [batch, heads, rows.len() * per_row, blocks], 0.0, device)
-            .reshape([batch, heads * rows.len(), per_row, blocks])
-            .sum(2)
-            .reshape([batch, heads, rows.len(), blocks]);
-        let counts = rows.clone().map(|row| grid.of_row(row).len() as f32).collect();
-        let counts = Float::from_list(counts, device).reshape([1, 1, rows.len(), 1]);
-        vec![masses(sums / counts, future)]
+    fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B> {
+        let masses = block_masses(&self.grid, rows, future, |subs, keys| {
+            scores(self.q.clone().slice(2, subs), self.k.clone().slice(3, 0..keys))
+        });
+        Choice::Masses(vec![masses])
     }
 }

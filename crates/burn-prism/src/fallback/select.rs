@@ -7,7 +7,7 @@ use burn::backend::{Backend, FloatDType, Shape, TensorMetadata};
 use prism_core::scores::SILENT_RMS;
 use prism_core::{BlockGrid, Calibration};
 
-use super::rule::{BlockMasses, Rule};
+use super::rule::{Choice, RowSource, Rule};
 use super::softmax::{masses, probabilities, scores};
 use super::tensor::{Bool, Float, Int};
 use crate::ops::{PrismBackend, SelectParams, Side};
@@ -104,18 +104,18 @@ impl<B: Backend> Heads<B> {
     }
 }
 
-impl<B: Backend> BlockMasses<B> for Heads<B> {
+impl<B: Backend> RowSource<B> for Heads<B> {
     fn row_elements(&self) -> usize {
         self.row_elements
     }
 
-    fn masses(&self, rows: Range<usize>, future: &Bool<B>) -> Vec<Int<B>> {
+    fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B> {
         let [.., blocks] = future.dims::<4>();
         let band = |(q, k): &(Float<B>, Float<B>)| {
             let scores = scores(q.clone().slice(2, rows.clone()), k.clone().slice(3, 0..blocks));
             masses(probabilities(scores, future), future)
         };
-        self.bands.iter().map(band).collect()
+        Choice::Masses(self.bands.iter().map(band).collect())
     }
 }
 

@@ -291,6 +291,10 @@ impl<B: Backend> Int<B> {
         Self(B::int_clamp_min(self.0, min.into()))
     }
 
+    pub fn at_most(self, max: i32) -> Self {
+        Self(B::int_clamp_max(self.0, max.into()))
+    }
+
     /// `value` where the mask is set.
     pub fn fill(self, mask: &Bool<B>, value: i32) -> Self {
         let mask = mask.clone().expand(self.0.shape());

@@ -17,9 +17,9 @@ use prism_kernels::select::{
     select_by_second_order,
 };
 
-use super::{BLOCK, Session, Shape};
+use super::{BLOCK, Draw, Session, Shape};
 use crate::device::Gpu;
-use crate::inputs::{poisoned, random_selection, scaled_tensor, tensor, upload};
+use crate::inputs::{alike_selection, poisoned, scaled_tensor, tensor, upload};
 use crate::report::SECOND_ORDER;
 
 /// Base of the RoPE frequencies, as Llama 3 has it.
@@ -167,7 +167,7 @@ impl<'a> Layer<'a> {
     }
 
     /// Dense and sparse attention on every rung.
-    pub(super) fn attend(&self, session: &mut Session, densities: &[f64]) -> Result<()> {
+    pub(super) fn attend(&self, session: &mut Session, draw: &Draw) -> Result<()> {
         let (Gpu { client, capabilities }, shape, grids) = (self.gpu, &self.shape, &self.grids);
         let &Shape { q_heads, kv_heads, len, dim, element } = shape;
         let causal = grids[0].causal_pairs() as f64 * q_heads as f64;
@@ -177,8 +177,11 @@ impl<'a> Layer<'a> {
         let factor = (scale * std::f64::consts::LOG2_E) as f32;
         let prescaled_q = scaled_tensor(self.gpu, 1, self.q.shape, element, factor);
         let (in_order, key_blocks) = ([1, q_heads, kv_heads], extent(grids).1);
-        for density in std::iter::once(1.0).chain(densities.iter().copied().filter(|&d| d < 1.0)) {
-            let sparse = (density < 1.0).then(|| random_selection(grids, q_heads, density));
+        for density in
+            std::iter::once(1.0).chain(draw.densities.iter().copied().filter(|&d| d < 1.0))
+        {
+            let sparse =
+                (density < 1.0).then(|| alike_selection(grids, q_heads, density, draw.alike));
             let host = sparse.transpose()?;
             let selection = host.as_ref().map(|host| upload(self.gpu, host));
             let ordered = |s| schedule(client, capabilities, s, in_order, key_blocks);

@@ -13,6 +13,7 @@ use prism_kernels::Element;
 use self::layer::Layer;
 use crate::clock::{Budget, Clock, Time};
 use crate::device::{Gpu, name};
+use crate::inputs::Alike;
 use crate::report::{Log, Record, SECOND_ORDER};
 
 /// Positions a block.
@@ -141,14 +142,39 @@ pub fn check_densities(densities: &[f64]) -> Result<()> {
     Ok(())
 }
 
-/// Times every step of every shape, sparse attention at each of `densities`, and `peers` beside them.
+/// The selections of sparse attention.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw<'a> {
+    /// Shares of the causal blocks.
+    pub densities: &'a [f64],
+    /// Who draws alike.
+    pub alike: Alike,
+}
+
+impl<'a> Draw<'a> {
+    /// Everybody draws for itself.
+    pub fn new(densities: &'a [f64]) -> Self {
+        Self { densities, alike: Alike::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        let Alike { heads, rows } = self.alike;
+        ensure!(
+            heads > 0 && rows > 0,
+            "neighbours alike must be at least 1, got {heads} and {rows}"
+        );
+        check_densities(self.densities)
+    }
+}
+
+/// Times every step of every shape, sparse attention at each density of `draw`, and `peers` beside them.
 ///
 /// # Errors
 /// A shape, a density or a budget that makes no sense, each before anything runs; a device that fails.
 pub fn time(
     gpu: &Gpu,
     shapes: &[Shape],
-    densities: &[f64],
+    draw: &Draw,
     budget: &Budget,
     peers: &[Peer],
     log: &mut Log,
@@ -156,7 +182,7 @@ pub fn time(
     let mut known = RUNGS.to_vec();
     known.extend(peers.iter().map(|peer| peer.name));
     budget.check(&STEPS, &known)?;
-    check_densities(densities)?;
+    draw.check()?;
     shapes.iter().try_for_each(|shape| shape.check(gpu))?;
     let mut session = Session {
         clock: Clock::new(gpu, budget),
@@ -171,7 +197,7 @@ pub fn time(
         layer.rotate(&mut session)?;
         layer.estimate(&mut session)?;
         layer.second_order(&mut session)?;
-        layer.attend(&mut session, densities)?;
+        layer.attend(&mut session, draw)?;
     }
     // After all of ours: another's may take any time to get under way.
     for shape in shapes {

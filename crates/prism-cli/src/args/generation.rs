@@ -12,11 +12,16 @@ pub struct RunArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// The prompt
-    #[arg(long, conflicts_with = "prompt_file", required_unless_present = "prompt_file")]
+    #[arg(long, conflicts_with = "prompt_file")]
+    #[arg(required_unless_present_any = ["prompt_file", "prompts"])]
     pub prompt: Option<String>,
     /// A file that holds the prompt
     #[arg(long, value_name = "FILE", alias = "file")]
     pub prompt_file: Option<PathBuf>,
+    /// A file of prompts that are read and answered together, each as it would be alone: one JSON
+    /// string a line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
+    pub prompts: Option<PathBuf>,
     /// Take the prompt as it is, without the model's chat template
     #[arg(long, conflicts_with_all = ["system", "template_arg"])]
     pub raw: bool,

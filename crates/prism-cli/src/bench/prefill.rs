@@ -25,6 +25,8 @@ const RUNS: usize = 5;
 const SECONDS: f64 = 2.0;
 const BLOCK: usize = 128;
 const SEED: u64 = 1;
+/// Share of the causal blocks unless given.
+const DENSITY: f64 = 0.1;
 
 pub(super) fn time(args: &BenchPrefillArgs, log: &mut Log) -> Result<()> {
     let config = check(args)?;
@@ -65,7 +67,15 @@ fn check(args: &BenchPrefillArgs) -> Result<ModelConfig> {
         "known shapes have random weights only: say so by --random-weights"
     );
     let config = sizes(&args.shape)?;
-    let &BenchPrefillArgs { density, seconds, chunk, .. } = args;
+    let &BenchPrefillArgs { seconds, chunk, .. } = args;
+    let selector = args.selector.config()?;
+    if let Some(selector) = selector.filter(|selector| !selector.takes_budget()) {
+        ensure!(
+            args.density.is_none(),
+            "--density is no setting of --selector {selector}: give its own by --set"
+        );
+    }
+    let density = args.density.unwrap_or(DENSITY);
     ensure!(
         density > 0.0 && density <= 1.0,
         "density must be above 0 and at most 1, got {density}"
@@ -94,7 +104,8 @@ fn sizes(shape: &str) -> Result<ModelConfig> {
 }
 
 /// Settings by which every row reads so many blocks that all read `density` of the causal ones. Each band takes
-/// as many, and what both take counts once: how often that happens is measured.
+/// as many, and what both take counts once: how often that happens is measured. Methods with budgets of
+/// their own keep them.
 fn fixed(llama: &mut Llama, len: usize, args: &BenchPrefillArgs) -> Result<PrismConfig> {
     let rows = len.div_ceil(BLOCK);
     let causal = (rows * (rows + 1) / 2) as f64;
@@ -103,12 +114,20 @@ fn fixed(llama: &mut Llama, len: usize, args: &BenchPrefillArgs) -> Result<Prism
         (1..=rows).find(|&k| read(k) >= density * causal).unwrap_or(rows)
     };
     let mut config = llama.prism_config().with_block(BLOCK).with_dense_below(0);
-    config.selection.budget = Budget::TopK(blocks(args.density));
+    if let Some(selector) = args.selector.config()? {
+        let own = !selector.takes_budget();
+        config = config.with_selector(selector);
+        if own {
+            return Ok(config);
+        }
+    }
+    let density = args.density.unwrap_or(DENSITY);
+    config.selection.budget = Budget::TopK(blocks(density));
     llama.set_attention(Some(&config))?;
     let prompt = Prompt::new(llama, len, args);
     let mut traces = Vec::new();
     prompt.run(Some(&mut |trace| traces.push(trace)))?;
-    let density = args.density.powi(2) / mean_density(&traces)?;
+    let density = density.powi(2) / mean_density(&traces)?;
     config.selection.budget = Budget::TopK(blocks(density.min(1.0)));
     Ok(config)
 }
@@ -166,7 +185,9 @@ impl<'a> Prompt<'a> {
         }
         let held = peak.device_bytes.or(peak.host_bytes);
         let held = held.map_or("not known".into(), output::bytes);
-        let what = format!("prefill {}", self.args.shape);
+        let by = prism.and(self.args.selector.selector.as_ref());
+        let by = by.map_or(String::new(), |name| format!(" by {name}"));
+        let what = format!("prefill {}{by}", self.args.shape);
         log.record(self.record(&what, prism, density, seconds, format!("peak {held}")))?;
         let named = [("linear layers", parts.linear), ("attention", parts.attention)];
         for (part, seconds) in named {

@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::super::AttendNumbers;
 use super::super::softmax::nothing;
+use super::ahead::{self, Thread};
 use super::guard::clean_values;
 use super::kernel::Room;
 use super::producer::{received, told};
@@ -27,12 +28,12 @@ pub(super) fn alone(consumer: u32) -> u32 {
 }
 
 /// Bytes from 64 dims of the values to the next.
-const ACROSS: u32 = HALF as u32;
+pub(super) const ACROSS: u32 = HALF as u32;
 
 /// Begins S = Q Kᵀ.
 #[cube]
 fn score(keys: u64, #[comptime] shape: HopperShape) {
-    let code = comptime!(shape.score("%0"));
+    let code = comptime!(shape.score("%0", ""));
     gpu_asm!(
         "{code}", "// {k}", k = in(_) keys,
         options(explicit_mem, reads_address_space shared, writes_address_space shared)
@@ -41,7 +42,7 @@ fn score(keys: u64, #[comptime] shape: HopperShape) {
 
 /// Begins O += P V.
 #[cube]
-fn accumulate(values: u64, #[comptime] shape: HopperShape) {
+pub(super) fn accumulate(values: u64, #[comptime] shape: HopperShape) {
     let code = comptime!(shape.accumulate());
     gpu_asm!(
         "{code}", "// {v}", v = in(_) values,
@@ -51,9 +52,18 @@ fn accumulate(values: u64, #[comptime] shape: HopperShape) {
 
 /// Tells the producer that this warp, all lanes of it, has read what `empty` stands for.
 #[cube]
-fn release(empty: u32, lane: u32) {
+pub(super) fn release(empty: u32, lane: u32) {
     ptx::meet_warp();
     if lane == 0u32 {
+        ptx::arrive(empty + 0u32);
+    }
+}
+
+/// [`release`] on a condition that holds for the warp.
+#[cube]
+pub(super) fn release_if(holds: bool, empty: u32, lane: u32) {
+    ptx::meet_warp();
+    if holds && lane == 0u32 {
         ptx::arrive(empty + 0u32);
     }
 }
@@ -106,85 +116,94 @@ pub(super) fn consume(
             gpu_asm!("{code}", options(nomem));
             let mut spoilt = 0u32;
             if item.any {
-                let code = comptime!(shape.load_queries());
-                gpu_asm!(
-                    "{code}", "// {a}", a = in(_) own_query,
-                    options(explicit_mem, reads_address_space shared)
-                );
-
-                // The first tile.
-                ptx::wait(room.full_k + stage * 8, parity, bounded);
-                let mut last = told(room.last + stage * 4, lane);
-                score(k_major(room.k + stage * tile_bytes), shape);
-                if item.diagonal {
-                    ptx::wait(room.full_v + stage * 8, parity, bounded);
-                    spoilt = clean_values(
-                        room.v + stage * tile_bytes,
-                        room.spoilt,
-                        consumer,
-                        unit,
-                        shape,
-                    );
-                }
-                wait_products(0u32);
-                release(room.empty_k + stage * 8, lane);
-                // Q is in registers: the next item's may come.
-                release(room.empty_q, lane);
-                if item.diagonal {
+                if comptime!(shape.ahead) {
+                    let thread = Thread { consumer, unit, lane, scale };
                     let sees = i32::cast_from(item.offset + row) - i32::cast_from(column);
-                    let code = comptime!(shape.mask());
-                    gpu_asm!("{code}", "// {s}", s = in(_) sees, options(nomem));
-                }
-                let code = comptime!(shape.first_softmax());
-                gpu_asm!("{code}", "// {s}", s = in(_) scale, options(nomem));
-                let code = comptime!(shape.round_weights());
-                gpu_asm!("{code}", options(nomem));
+                    let first = ahead::at(stage, parity);
+                    let (after, cleaned) = ahead::walk(room, &item, first, sees, &thread, shape);
+                    stage = ahead::stage(after);
+                    parity = ahead::parity(after);
+                    spoilt = cleaned;
+                } else {
+                    let code = comptime!(shape.load_queries());
+                    gpu_asm!(
+                        "{code}", "// {a}", a = in(_) own_query,
+                        options(explicit_mem, reads_address_space shared)
+                    );
+                    // The first tile.
+                    ptx::wait(room.full_k + stage * 8, parity, bounded);
+                    let mut last = told(room.last + stage * 4, lane);
+                    score(k_major(room.k + stage * tile_bytes), shape);
+                    if item.diagonal {
+                        ptx::wait(room.full_v + stage * 8, parity, bounded);
+                        spoilt = clean_values(
+                            room.v + stage * tile_bytes,
+                            room.spoilt,
+                            consumer,
+                            unit,
+                            shape,
+                        );
+                    }
+                    wait_products(0u32);
+                    release(room.empty_k + stage * 8, lane);
+                    // Q is in registers: the next item's may come.
+                    release(room.empty_q, lane);
+                    if item.diagonal {
+                        let sees = i32::cast_from(item.offset + row) - i32::cast_from(column);
+                        let code = comptime!(shape.mask());
+                        gpu_asm!("{code}", "// {s}", s = in(_) sees, options(nomem));
+                    }
+                    let code = comptime!(shape.first_softmax());
+                    gpu_asm!("{code}", "// {s}", s = in(_) scale, options(nomem));
+                    let code = comptime!(shape.round_weights());
+                    gpu_asm!("{code}", options(nomem));
 
-                // The others: the scores of one are computed before the output of the one before it.
-                while last == 0u32 {
-                    let before = stage + 0u32;
-                    let parity_before = parity + 0u32;
+                    // The others: the scores of one are computed before the output of the one before it.
+                    while last == 0u32 {
+                        let before = stage + 0u32;
+                        let parity_before = parity + 0u32;
+                        stage += 1u32;
+                        if stage == stages {
+                            stage = 0u32;
+                            parity ^= 1u32;
+                        }
+                        let keys = k_major(room.k + stage * tile_bytes);
+                        ptx::wait(room.full_k + stage * 8, parity, bounded);
+                        last = told(room.last + stage * 4, lane);
+                        if comptime!(shape.ping_pong) {
+                            ptx::meet(turn(consumer), CONSUMERS);
+                        }
+                        score(keys, shape);
+                        ptx::wait(room.full_v + before * 8, parity_before, bounded);
+                        accumulate(mn_major(room.v + before * tile_bytes, ACROSS), shape);
+                        if comptime!(shape.ping_pong) {
+                            ptx::let_go(turn(1u32 - consumer), CONSUMERS);
+                        }
+                        wait_products(1u32);
+                        let code = comptime!(shape.softmax());
+                        gpu_asm!(
+                            "{code}", "// {s} {b} {k}",
+                            s = in(_) scale, b = in(_) alone(consumer), k = in(_) keys,
+                            options(explicit_mem, reads_address_space shared, writes_address_space shared)
+                        );
+                        // Only now: a tile may have been scored twice.
+                        release(room.empty_k + stage * 8, lane);
+                        wait_products(0u32);
+                        release(room.empty_v + before * 8, lane);
+                        let code = comptime!(shape.rescale());
+                        gpu_asm!("{code}", options(nomem));
+                        let code = comptime!(shape.round_weights());
+                        gpu_asm!("{code}", options(nomem));
+                    }
+                    ptx::wait(room.full_v + stage * 8, parity, bounded);
+                    accumulate(mn_major(room.v + stage * tile_bytes, ACROSS), shape);
+                    wait_products(0u32);
+                    release(room.empty_v + stage * 8, lane);
                     stage += 1u32;
                     if stage == stages {
                         stage = 0u32;
                         parity ^= 1u32;
                     }
-                    let keys = k_major(room.k + stage * tile_bytes);
-                    ptx::wait(room.full_k + stage * 8, parity, bounded);
-                    last = told(room.last + stage * 4, lane);
-                    if comptime!(shape.ping_pong) {
-                        ptx::meet(turn(consumer), CONSUMERS);
-                    }
-                    score(keys, shape);
-                    ptx::wait(room.full_v + before * 8, parity_before, bounded);
-                    accumulate(mn_major(room.v + before * tile_bytes, ACROSS), shape);
-                    if comptime!(shape.ping_pong) {
-                        ptx::let_go(turn(1u32 - consumer), CONSUMERS);
-                    }
-                    wait_products(1u32);
-                    let code = comptime!(shape.softmax());
-                    gpu_asm!(
-                        "{code}", "// {s} {b} {k}",
-                        s = in(_) scale, b = in(_) alone(consumer), k = in(_) keys,
-                        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-                    );
-                    // Only now: a tile may have been scored twice.
-                    release(room.empty_k + stage * 8, lane);
-                    wait_products(0u32);
-                    release(room.empty_v + before * 8, lane);
-                    let code = comptime!(shape.rescale());
-                    gpu_asm!("{code}", options(nomem));
-                    let code = comptime!(shape.round_weights());
-                    gpu_asm!("{code}", options(nomem));
-                }
-                ptx::wait(room.full_v + stage * 8, parity, bounded);
-                accumulate(mn_major(room.v + stage * tile_bytes, ACROSS), shape);
-                wait_products(0u32);
-                release(room.empty_v + stage * 8, lane);
-                stage += 1u32;
-                if stage == stages {
-                    stage = 0u32;
-                    parity ^= 1u32;
                 }
             } else {
                 release(room.empty_q, lane);

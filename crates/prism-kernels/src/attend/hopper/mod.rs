@@ -9,6 +9,7 @@
 //! PTX is inline: only CubeCL's C++ compiler takes it (feature `cuda-cpp`). With the environment
 //! variable `PRISM_BOUNDED_WAITS` set, waits for copies trap after seconds instead of hanging.
 
+mod ahead;
 mod consumer;
 mod guard;
 mod kernel;
@@ -48,6 +49,9 @@ pub(super) struct HopperShape {
     stages: usize,
     /// Whether the consumers take turns: one's products run beside the other's softmax.
     ping_pong: bool,
+    /// Whether the scores of a tile are computed beside the softmax of the one before it: see
+    /// [`ahead`].
+    ahead: bool,
     /// Whether products are scores in log2 units: [`AttendProblem::prescaled`].
     prescaled: bool,
     /// Whether a wait that never ends traps.
@@ -80,7 +84,16 @@ impl HopperShape {
             tiles: block / TILE,
         };
         let stages = if dim <= HALF_COLUMNS { 6 } else { 3 };
-        Self { walk, dim, element, stages, ping_pong: true, prescaled: false, bounded: false }
+        Self {
+            walk,
+            dim,
+            element,
+            stages,
+            ping_pong: true,
+            ahead: false,
+            prescaled: false,
+            bounded: false,
+        }
     }
 }
 
@@ -158,6 +171,8 @@ pub(super) fn launch(
     // Taking turns pays where rows are short, unless heads are narrow.
     shape.ping_pong = dim > HALF_COLUMNS && problem.selection.is_some();
     shape.prescaled = problem.prescaled;
+    // Pre-scaled queries spare more work than this hides.
+    shape.ahead = dim <= HALF_COLUMNS && !problem.prescaled;
     shape.bounded = bounded_waits();
 
     let lines = batch * heads * prism_core::selection::extent(problem.grids).0;

@@ -26,6 +26,11 @@ pub(super) const SCORES: usize = 64;
 pub(super) const UNSEEN: &str = "0f7F61B1E6";
 const NAN: &str = "0f7FC00000";
 
+/// Code on the scores of tile `set` of a pair: those of the second have registers of their own, `other`.
+pub(super) fn of(code: String, set: u32) -> String {
+    if set == 1 { code.replace("score", "other") } else { code }
+}
+
 /// Which of its two rows an element of a thread belongs to.
 pub(super) fn row(i: usize) -> usize {
     i / 2 % 2
@@ -45,10 +50,14 @@ impl HopperShape {
     /// Declares the registers; once, in the kernel's outermost scope.
     pub(super) fn declare(&self) -> String {
         let (outs, queries) = (self.outs(), self.dim / 4);
-        format!(
+        let mut s = format!(
             ".reg .f32 out<{outs}>; .reg .f32 score<{SCORES}>; .reg .b32 weight<32>; .reg .b32 \
              query<{queries}>; .reg .f32 offset<2>, sum<2>, shrink<2>; .reg .pred moved, direct;"
-        )
+        );
+        if self.ahead {
+            let _ = write!(s, " .reg .f32 other<{SCORES}>;");
+        }
+        s
     }
 
     /// An empty row: no output, no weight.
@@ -79,19 +88,26 @@ impl HopperShape {
         s
     }
 
-    /// Begins S = Q Kᵀ. `%0`: descriptor of the keys.
-    pub(super) fn score(&self, keys: &str) -> String {
+    /// Begins S = Q Kᵀ. `keys`, `queries`: operands that hold descriptors; queries in registers need none.
+    pub(super) fn score(&self, keys: &str, queries: &str) -> String {
         let t = name(self.element);
-        let mut s = String::from("{ .reg .b64 b;\nwgmma.fence.sync.aligned;\n");
+        let mut s = String::from("{ .reg .b64 a, b;\nwgmma.fence.sync.aligned;\n");
         for step in 0..self.dim / 16 {
             // In units of 16 bytes: 16 dims, or from one half of the dims to the other.
             let at = step % 4 * 2 + step / 4 * (super::HALF / 16);
             let accumulate = usize::from(step > 0);
-            let (scores, queries) = (list("score", 0, SCORES), list("query", 4 * step, 4));
+            let scores = list("score", 0, SCORES);
+            // Neither operand in shared memory is transposed.
+            let (a, transposed) = if self.ahead {
+                let _ = writeln!(s, "add.s64 a, {queries}, {at};");
+                (String::from("a"), "0, 0")
+            } else {
+                (format!("{{{}}}", list("query", 4 * step, 4)), "0")
+            };
             let _ = writeln!(
                 s,
                 "add.s64 b, {keys}, {at};\nwgmma.mma_async.sync.aligned.m64n128k16.f32.{t}.{t} \
-                 {{{scores}}}, {{{queries}}}, b, {accumulate}, 1, 1, 0;"
+                 {{{scores}}}, {a}, b, {accumulate}, 1, 1, {transposed};"
             );
         }
         s.push_str("wgmma.commit_group.sync.aligned; }\n");

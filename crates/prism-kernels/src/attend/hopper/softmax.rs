@@ -102,7 +102,8 @@ impl HopperShape {
     }
 
     /// Weights of a further tile, in place of its scores. `%0`: scale · log2 e, 1 if Q has it, `%1`:
-    /// named barrier of the warpgroup, `%2`: descriptor of the keys.
+    /// named barrier of the warpgroup, `%2` and `%3`: descriptors of the keys and queries. Where
+    /// tiles are scored ahead `%4` is 0 for a tile that doesn't count, otherwise 1.
     ///
     /// No maximum is taken: weights are against the old reference, and the sum, which is needed
     /// anyway, tells where one overflows. Then, which is rare, the warpgroup scores the tile again,
@@ -132,7 +133,7 @@ impl HopperShape {
             "setp.gt.f32 over, u0, {limit}; setp.gt.or.f32 over, u1, {limit}, over;\n\
              bar.red.or.pred moved, %1, 128, over;\n@!moved bra KEPT;"
         );
-        s.push_str(&self.score("%2"));
+        s.push_str(&self.score("%2", "%3"));
         s.push_str("wgmma.wait_group.sync.aligned 0;\n");
         maxima(&mut s);
         for r in 0..2 {
@@ -143,14 +144,20 @@ impl HopperShape {
                  mov.f32 offset{r}, t;"
             );
         }
+        if self.ahead {
+            // No product is under way here. Elsewhere, beside one, this would break the pipeline.
+            self.shrink_outs(&mut s);
+        }
         weigh(&mut s, Some(self.most()));
         add_up(&mut s);
         if self.prescaled {
             s.push_str("setp.ne.u32 direct, %1, %1;\n");
         }
-        s.push_str(
-            "fma.rn.f32 sum0, sum0, shrink0, u0; fma.rn.f32 sum1, sum1, shrink1, u1;\nbra DONE;\n\
-             KEPT: add.f32 sum0, sum0, u0; add.f32 sum1, sum1, u1;\nDONE: }",
+        let keep = if self.ahead { "mul.f32 u0, u0, %4; mul.f32 u1, u1, %4;" } else { "" };
+        let _ = write!(
+            s,
+            "{keep} fma.rn.f32 sum0, sum0, shrink0, u0; fma.rn.f32 sum1, sum1, shrink1, u1;\n\
+             bra DONE;\nKEPT: {keep} add.f32 sum0, sum0, u0; add.f32 sum1, sum1, u1;\nDONE: }}",
         );
         s
     }
@@ -159,11 +166,15 @@ impl HopperShape {
     /// before the wait for O, for which it has no registers.
     pub(super) fn rescale(&self) -> String {
         let mut s = String::from("{\n@!moved bra KEPT;\n");
+        self.shrink_outs(&mut s);
+        s.push_str("KEPT:\n}");
+        s
+    }
+
+    fn shrink_outs(&self, s: &mut String) {
         for i in 0..self.outs() {
             let _ = writeln!(s, "mul.f32 out{i}, out{i}, shrink{};", row(i));
         }
-        s.push_str("KEPT:\n}");
-        s
     }
 
     /// Rounds the weights for the second product.
@@ -171,6 +182,12 @@ impl HopperShape {
         let t = name(self.element);
         let round = |i| format!("cvt.rn.{t}x2.f32 weight{i}, score{}, score{};", 2 * i + 1, 2 * i);
         (0..SCORES / 2).map(round).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Rounds the weights of a tile that may not count: then `%0` is 0, otherwise all ones.
+    pub(super) fn round_if(&self) -> String {
+        let keep = |i| format!("and.b32 weight{i}, weight{i}, %0;");
+        self.round_weights() + &(0..SCORES / 2).map(keep).collect::<String>()
     }
 
     /// Sums of whole rows, and their inverses in place of `shrink`: 0 for an empty row. `%0`..`%3`:

@@ -1,0 +1,106 @@
+//! [`prism_core::selectors`] in tensor ops: nothing is read back to the host.
+
+mod flexprefill;
+mod groups;
+mod hash;
+mod last_queries;
+mod lines;
+mod minference;
+mod outliers;
+mod patterns;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use prism_core::SelectorConfig;
+use prism_core::{BlockGrid, SelectionRule};
+
+use super::TILE;
+use super::rule::Rule;
+use super::tensor::Float;
+use crate::ops::PrismBackend;
+
+/// Words `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts `[batch, q_heads, rows]`.
+pub type Words<B> = (IntTensor<B>, IntTensor<B>);
+
+/// How a method is to select.
+pub struct Call<'a> {
+    /// Block grid of each sequence.
+    pub grids: &'a [BlockGrid],
+    /// Forced blocks and limits, and the budget of methods without one of their own.
+    pub rule: SelectionRule,
+    /// Whether this is a chunk of a prompt that goes on.
+    pub more_follows: bool,
+    /// Factor on the scores of attention.
+    pub scale: f32,
+}
+
+/// Bytes that temporaries of all runs take together, about.
+pub const TILE_BYTES: u64 = 6 * 4 * TILE as u64;
+
+/// Selects by a method that has no kernels of its own; `None` for the others.
+pub fn select<B: PrismBackend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    selector: &SelectorConfig,
+    call: &Call,
+) -> Option<Words<B>> {
+    let (q, k) = (Float::<B>(q), Float::<B>(k));
+    let [_, heads, ..] = q.dims::<4>();
+    let device = q.device();
+    let Call { grids, rule, more_follows, scale } = *call;
+    let rule = Rule { grids, rule: &rule, more_follows, heads };
+    let of =
+        |x: &Float<B>, sequences: &std::ops::Range<usize>| x.clone().slice(0, sequences.clone());
+    Some(match selector {
+        SelectorConfig::XAttention(options) => rule.select(&device, |sequences, grid| {
+            let (q, k) = (of(&q, &sequences), of(&k, &sequences));
+            let after_forced = Some(options.threshold);
+            groups::Groups::new(q, k, grid, options.stride, scale, after_forced)
+        }),
+        SelectorConfig::Oracle(_) => rule.select(&device, |sequences, grid| {
+            groups::Groups::new(of(&q, &sequences), of(&k, &sequences), grid, 1, scale, None)
+        }),
+        SelectorConfig::Outliers(options) => {
+            let parts = outliers::Parts::new(&q, &k, grids, options);
+            rule.select(&device, |sequences, grid| {
+                parts.heads(of(&k, &sequences), &sequences, grid, scale, options)
+            })
+        }
+        SelectorConfig::Streaming(options) => {
+            rule.select(&device, |_, grid| patterns::Windows::<B>::new(options, grid, &device))
+        }
+        SelectorConfig::Dilated(options) => rule
+            .select(&device, |_, grid| patterns::Segments::<B>::new(options, grid, heads, &device)),
+        SelectorConfig::Lsh(options) => {
+            let (q, k) = pooled(&q, &k, grids);
+            rule.select(&device, |sequences, grid| {
+                hash::Buckets::new(of(&q, &sequences), of(&k, &sequences), grid, options)
+            })
+        }
+        SelectorConfig::MInference(options) => rule.select(&device, |sequences, grid| {
+            minference::lines(of(&q, &sequences), of(&k, &sequences), grid, scale, options)
+        }),
+        SelectorConfig::FlexPrefill(options) => {
+            let (means_q, means_k) = pooled(&q, &k, grids);
+            rule.select(&device, |sequences, grid| {
+                let (q, k) = (of(&q, &sequences), of(&k, &sequences));
+                let means = (of(&means_q, &sequences), of(&means_k, &sequences));
+                flexprefill::lines((q, k), means, grid, scale, options)
+            })
+        }
+        SelectorConfig::Prism(_)
+        | SelectorConfig::SecondOrder(_)
+        | SelectorConfig::MeanPool(_)
+        | SelectorConfig::TopK(_) => return None,
+    })
+}
+
+/// Means of the blocks of Q and K in f32.
+fn pooled<B: PrismBackend>(
+    q: &Float<B>,
+    k: &Float<B>,
+    grids: &[BlockGrid],
+) -> (Float<B>, Float<B>) {
+    use crate::ops::Side;
+    let pool = |x: &Float<B>, side| Float(B::prism_pool(x.0.clone(), grids.to_vec(), side));
+    (pool(q, Side::Queries), pool(k, Side::Keys))
+}
