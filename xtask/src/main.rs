@@ -80,6 +80,7 @@ fn test() -> Result<()> {
         command
     };
     run(cargo().args(["fmt", "--all", "--check"]))?;
+    lock_files()?;
     run(cargo().arg("clippy").args(CHECKED).args(["--all-targets", "--", "-D", "warnings"]))?;
     run(&mut tests(&["test", "--doc"]))?;
     onnx_import()?;
@@ -92,6 +93,14 @@ fn test() -> Result<()> {
         run(&mut tests(&["test", "--lib", "--bins", "--tests", "--examples"]))?;
     }
     eprintln!("all green after {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Fails where a lock file doesn't fit its manifests, before anything long is built.
+fn lock_files() -> Result<()> {
+    for manifest in ["Cargo.toml", "examples/onnx_import/Cargo.toml"] {
+        run(cargo().args(["fetch", "--locked", "--manifest-path", manifest]))?;
+    }
     Ok(())
 }
 
