@@ -7,14 +7,18 @@ use anyhow::{Result, bail, ensure};
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn_prism::{PrismConfig, SelectorConfig};
 use clap::Parser;
 use prism_bench::attention::{self, Call, Draw, Peer, Shape};
+use prism_bench::selectors::{self, Heads, Method};
 use prism_bench::{Budget, Gpu, Log, Run};
 use prism_kernels::Element;
 
 /// Bytes of scores that Burn's attention may take: where its flash kernel can't run, and while it
 /// tries which is quicker, it holds all of them.
 const SCORES: usize = 8 << 30;
+/// The step that is timed in Burn's operations.
+const CHOOSE: &str = "choose";
 
 #[derive(Parser)]
 struct Arguments {
@@ -30,7 +34,8 @@ struct Arguments {
     /// Densities of sparse attention.
     #[arg(long, value_delimiter = ',', default_values_t = [0.05, 0.1, 0.3])]
     densities: Vec<f64>,
-    /// Only these steps: rotate, pool, calibrate, score, select, schedule, dense, attend.
+    /// Only these steps: rotate, pool, calibrate, score, select, schedule, dense, attend, and choose, which is
+    /// pooling and selecting by every method.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Seconds a device.
@@ -90,11 +95,14 @@ fn on(name: &str, gpu: &Gpu, burn: &Device, arguments: &Arguments) -> Result<()>
     let shapes: Vec<Shape> = (arguments.dims.iter())
         .flat_map(|dim| lengths.iter().map(|len| shape(dim, len)).collect::<Vec<_>>())
         .collect();
+    let chooses = |step: &String| step == CHOOSE;
+    let steps: Vec<String> =
+        arguments.only.iter().filter(|&step| !chooses(step)).cloned().collect();
     let budget = Budget {
         seconds: arguments.seconds,
         window: 200.0,
         slowest: 1500.0,
-        only: arguments.only.clone(),
+        only: steps.clone(),
         ..Budget::default()
     };
     let prepare = |shape: &Shape| burns(shape, burn);
@@ -110,22 +118,41 @@ fn on(name: &str, gpu: &Gpu, burn: &Device, arguments: &Arguments) -> Result<()>
         run.write(&out)
     };
     let mut log = Log::new(&mut run, &mut tell);
-    attention::time(gpu, &shapes, &Draw::new(&arguments.densities), &budget, &peers, &mut log)?;
+    let all = arguments.only.is_empty();
+    if all || !steps.is_empty() {
+        attention::time(gpu, &shapes, &Draw::new(&arguments.densities), &budget, &peers, &mut log)?;
+    }
+    if all || arguments.only.iter().any(chooses) {
+        let methods = SelectorConfig::all().map(|selector| Method {
+            name: selector.name().into(),
+            config: PrismConfig::llama3().with_selector(selector),
+        });
+        let budget = Budget { only: Vec::new(), ..budget };
+        for &head_dim in &arguments.dims {
+            let dtype = dtype(element);
+            let heads = Heads { q_heads: heads.0, kv_heads: heads.1, head_dim, dtype };
+            selectors::time(burn, heads, &lengths, &methods, &budget, &mut log)?;
+        }
+    }
     run.write(&out)?;
     println!("{}", run.markdown());
     println!("table.md, records.csv, run.json and plots are in {}", out.display());
     Ok(())
 }
 
+fn dtype(element: Element) -> DType {
+    match element {
+        Element::F32 => DType::F32,
+        Element::F16 => DType::F16,
+        Element::BF16 => DType::BF16,
+    }
+}
+
 /// Burn's own attention of random Q, K and V, K and V repeated for the heads of a group: it takes
 /// as many heads of each, and its flash kernel only the default scale and lengths that its tiles
 /// divide, which ours here do.
 fn burns(shape: &Shape, device: &Device) -> Result<Call> {
-    let dtype = match shape.element {
-        Element::F32 => DType::F32,
-        Element::F16 => DType::F16,
-        Element::BF16 => DType::BF16,
-    };
+    let dtype = dtype(shape.element);
     let scores = shape.q_heads * shape.len * shape.len * 4;
     if scores > SCORES {
         bail!(

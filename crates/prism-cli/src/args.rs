@@ -233,7 +233,7 @@ pub struct PlanArgs {
     /// Take heads, RoPE and the family's mass from this model; a Llama's mass without one
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
-    /// Take them from a known model: llama-3.1-8b, llama-3.2-1b, qwen3-8b or qwen2.5-7b
+    /// Take them from a known model: llama-3.1-8b, llama-3.2-1b, qwen3-8b, qwen2.5-7b or smollm2-135m
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub shape: Option<String>,
     /// Tokens of the prompt
@@ -291,6 +291,29 @@ pub enum BenchCommand {
     Matmul(BenchMatmulArgs),
     /// Time to the first token of a whole model, and what it is spent on
     Prefill(BenchPrefillArgs),
+    /// Choosing blocks, by every method: time, memory, density
+    Selectors(BenchSelectorsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchSelectorsArgs {
+    #[command(flatten)]
+    pub common: BenchCommonArgs,
+    /// A method, SELECTOR or SELECTOR:KEY=VALUE,KEY=VALUE; may be given more than once; all unless given
+    /// (docs/selectors.md)
+    #[arg(long, value_name = "SPEC")]
+    pub selector: Vec<String>,
+    /// Whose heads: llama-3.1-8b, llama-3.2-1b, qwen3-8b, qwen2.5-7b or smollm2-135m, or a directory with a
+    /// config.json
+    #[arg(long, default_value = "llama-3.1-8b")]
+    pub shape: String,
+    /// Tokens of the prompts
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(default_value = "8192,16384,32768,65536,131072")]
+    pub lengths: Vec<usize>,
+    /// Milliseconds of a call from which on longer prompts are left out
+    #[arg(long, value_name = "MS", default_value_t = 1000.0, allow_negative_numbers = true)]
+    pub slowest: f64,
 }
 
 #[derive(Debug, Args)]
@@ -329,7 +352,8 @@ pub struct BenchPrefillArgs {
     /// Device to time: flex, or cpu, cuda, rocm, wgpu, vulkan or metal where the build has it
     #[arg(long)]
     pub device: String,
-    /// A known model, llama-3.1-8b, llama-3.2-1b, qwen3-8b or qwen2.5-7b, or a directory with a config.json
+    /// A known model, llama-3.1-8b, llama-3.2-1b, qwen3-8b, qwen2.5-7b or smollm2-135m, or a directory with
+    /// a config.json
     #[arg(long, default_value = "llama-3.1-8b")]
     pub shape: String,
     /// Give it random weights, which is all that can be done so far: they take as long as trained ones

@@ -8,6 +8,8 @@ use crate::device;
 
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
 mod prefill;
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
+mod selectors;
 
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
 pub use on_devices::run;
@@ -32,11 +34,12 @@ fn check(name: &str) -> Result<()> {
 /// A build without CubeCL's kernels times nothing.
 #[cfg(not(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu")))]
 pub fn run(what: &crate::args::BenchCommand) -> Result<()> {
-    use crate::args::BenchCommand::{Attention, Matmul, Prefill};
+    use crate::args::BenchCommand::{Attention, Matmul, Prefill, Selectors};
 
     let device = match what {
         Attention(args) => &args.common.device,
         Matmul(args) => &args.common.device,
+        Selectors(args) => &args.common.device,
         Prefill(_) => bail!("a build with a feature for a device of CubeCL's has this"),
     };
     check(device)?;
@@ -54,7 +57,7 @@ mod on_devices {
     use prism_bench::{Budget, Gpu, Log, Record, Run, a_million, device::element};
     use serde::Serialize;
 
-    use super::{check, prefill};
+    use super::{check, prefill, selectors};
     use crate::args::{
         BenchAttentionArgs, BenchCommand, BenchCommonArgs, BenchMatmulArgs, EpilogueArg,
     };
@@ -76,6 +79,11 @@ mod on_devices {
                 let output =
                     Output { device: &args.device, out: args.out.as_deref(), json: args.json };
                 report(output, |log| prefill::time(args, log))
+            }
+            BenchCommand::Selectors(args) => {
+                let BenchCommonArgs { device, out, json, .. } = &args.common;
+                let output = Output { device, out: out.as_deref(), json: *json };
+                report(output, |log| selectors::time(args, log))
             }
         }
     }
@@ -177,7 +185,7 @@ mod on_devices {
     }
 
     fn print(run: &Run) {
-        let header = ["phase", "by", "of", "density", "ms sustained", "(burst)", "rate"];
+        let header = ["phase", "by", "of", "density", "ms sustained", "(burst)", "rate", "note"];
         let mut table = output::table(&header);
         for record in run.sorted() {
             table.add_row(row(record));
@@ -195,7 +203,7 @@ mod on_devices {
         }
     }
 
-    fn row(record: &Record) -> [String; 7] {
+    fn row(record: &Record) -> [String; 8] {
         let rate = match (record.tflops, record.gbps) {
             (Some(rate), _) => format!("{} TFLOP/s", digits(rate)),
             (None, Some(rate)) => format!("{} GB/s", digits(rate)),
@@ -209,6 +217,7 @@ mod on_devices {
             digits(record.ms),
             record.ms_burst.map_or_else(String::new, |ms| format!("({})", digits(ms))),
             rate,
+            record.note.clone(),
         ]
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use support::{prism, tiny_model};
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "",
     "run",
     "chat",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 20] = [
     "bench attention",
     "bench matmul",
     "bench prefill",
+    "bench selectors",
     "eval",
     "eval perplexity",
     "eval needle",
@@ -370,4 +371,34 @@ fn selectors_refuse_what_contradicts_them() {
         ],
         "--density is no setting of --selector lsh (buckets=16, rounds=4, seed=0)",
     );
+}
+
+#[test]
+fn is_every_method_timed_at_every_length() {
+    let bench = ["bench", "selectors", "--device", "flex", "--dtype", "f32", "--shape"];
+    let sizes = ["smollm2-135m", "--lengths", "512,256", "--window", "1", "--json"];
+    let (ok, json, log) = prism(&[&bench[..], &sizes[..]].concat());
+    assert!(ok, "{log}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let records = json["records"].as_array().unwrap();
+    let mut names: Vec<_> = prism_core::SelectorConfig::names().to_vec();
+    names.sort_unstable();
+    for len in [256, 512] {
+        let of_len = records.iter().filter(|record| record["kv_len"] == len);
+        let mut timed: Vec<_> = of_len.map(|record| record["rung"].as_str().unwrap()).collect();
+        timed.sort_unstable();
+        assert_eq!(timed, names);
+    }
+    for record in records {
+        let density = record["density"].as_f64().unwrap();
+        assert!(record["ms"].as_f64().unwrap() > 0.0 && density > 0.0 && density <= 1.0);
+        assert_eq!((&record["q_heads"], &record["head_dim"]), (&9.into(), &64.into()));
+    }
+    let refuse = |more: &[&str], message: &str| {
+        let (ok, _, log) = prism(&[&bench[..], &["smollm2-135m"], more].concat());
+        assert!(!ok && log.contains(message), "{log}");
+    };
+    refuse(&["--selector", "dense"], "dense chooses nothing: it attends exactly");
+    refuse(&["--selector", "xattention:stride=3"], "stride");
+    refuse(&["--lengths", "0"], "at least 1");
 }

@@ -5,7 +5,7 @@ use crate::config::ModelConfig;
 use crate::error::ConfigError;
 
 /// A model's name and its `config.json`, as far as it says something of the sizes.
-const SHAPES: [(&str, &str); 4] = [
+const SHAPES: [(&str, &str); 5] = [
     (
         "llama-3.1-8b",
         r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,
@@ -39,6 +39,14 @@ const SHAPES: [(&str, &str); 4] = [
         "num_attention_heads": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
         "max_position_embeddings": 131072, "tie_word_embeddings": false, "use_sliding_window": false,
         "bos_token_id": 151643, "eos_token_id": 151643, "rope_theta": 1000000.0}"#,
+    ),
+    (
+        "smollm2-135m",
+        r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152,
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "hidden_act": "silu",
+        "num_attention_heads": 9, "num_key_value_heads": 3, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 8192, "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": 2,
+        "rope_theta": 100000.0}"#,
     ),
 ];
 

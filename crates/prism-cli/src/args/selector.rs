@@ -6,8 +6,8 @@ use clap::Args;
 
 #[derive(Debug, Args)]
 pub struct SelectorArgs {
-    /// What chooses blocks, in place of Prism's scoring: prism, second_order, mean_pool, xattention,
-    /// flexprefill, minference, streaming, dilated, lsh, top_k or oracle (docs/selectors.md)
+    /// What chooses blocks, in place of Prism's scoring: prism, second_order, outliers, mean_pool,
+    /// xattention, flexprefill, minference, streaming, dilated, lsh, top_k or oracle (docs/selectors.md)
     #[arg(long, value_name = "NAME")]
     pub selector: Option<String>,
     /// An option of --selector, as stride=16; may be given more than once

@@ -30,12 +30,7 @@ const DENSITY: f64 = 0.1;
 
 pub(super) fn time(args: &BenchPrefillArgs, log: &mut Log) -> Result<()> {
     let config = check(args)?;
-    let dtype = match args.dtype.as_str() {
-        "f32" => DType::F32,
-        "f16" => DType::F16,
-        "bf16" => DType::BF16,
-        other => bail!("element type must be f32, f16 or bf16, got {other:?}"),
-    };
+    let dtype = dtype(&args.dtype)?;
     let device = device::open(&args.device)?;
     let start = Instant::now();
     let mut llama = Llama::random(config, dtype, &device, SEED)?;
@@ -87,8 +82,18 @@ fn check(args: &BenchPrefillArgs) -> Result<ModelConfig> {
     Ok(config)
 }
 
+/// An element type by its name.
+pub(super) fn dtype(name: &str) -> Result<DType> {
+    Ok(match name {
+        "f32" => DType::F32,
+        "f16" => DType::F16,
+        "bf16" => DType::BF16,
+        other => bail!("element type must be f32, f16 or bf16, got {other:?}"),
+    })
+}
+
 /// The sizes of a known model, or those that a directory's `config.json` states.
-fn sizes(shape: &str) -> Result<ModelConfig> {
+pub(super) fn sizes(shape: &str) -> Result<ModelConfig> {
     let file = Path::new(shape).join("config.json");
     if !file.is_file() {
         return Ok(shapes::shape(shape)?);
