@@ -10,7 +10,7 @@ use crate::attend::{Attend, BLOCK};
 use crate::error::{EvalError, Result};
 use crate::pareto;
 use crate::perplexity::{self, Reading, Text};
-use crate::plots::Line;
+use crate::plots::{Line, extend};
 use crate::progress::Progress;
 use crate::store::Store;
 
@@ -202,11 +202,7 @@ pub fn measure(
 pub fn lines(points: &[Point], axis: Axis) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for point in points.iter().filter(|point| point.axis == axis.name()) {
-        let at = (point.density, point.loss);
-        match lines.iter_mut().find(|line| line.name == point.variant) {
-            Some(line) => line.points.push(at),
-            None => lines.push(Line { name: point.variant.clone(), points: vec![at] }),
-        }
+        extend(&mut lines, &point.variant, (point.density, point.loss));
     }
     lines
 }

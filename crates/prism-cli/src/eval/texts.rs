@@ -64,8 +64,15 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<()> {
         let caption = "what attention loses, nats a token, by position";
         let lines = report.lines();
         curves(&out.join("positions.svg"), caption, ["position", "loss"], &lines)?;
+        let caption = "what selections lose, mean over texts";
+        let axes = ["density", "loss, nats a token"];
+        curves(&out.join("loss.svg"), caption, axes, &report.curves(&ways))?;
     }
-    let sheets = [Sheet::new("scores", &report.scores)?, Sheet::new("positions", &report.buckets)?];
+    let sheets = [
+        Sheet::new("scores", &report.scores)?,
+        Sheet::new("positions", &report.buckets)?,
+        Sheet::new("means", &report.means)?,
+    ];
     show(&args.common, &report, &sheets)
 }
 

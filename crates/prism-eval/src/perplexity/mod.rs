@@ -12,7 +12,8 @@ pub use windows::windows;
 
 use crate::attend::Attend;
 use crate::error::{EvalError, Result};
-use crate::plots::Line;
+use crate::pareto;
+use crate::plots::{Line, extend};
 use crate::progress::Progress;
 use crate::store::Store;
 use crate::task::density;
@@ -75,6 +76,23 @@ pub struct Score {
     pub seconds: f64,
 }
 
+/// One way to attend: means over texts, each text counting alike.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mean {
+    /// How attention was computed.
+    pub attend: String,
+    /// Texts.
+    pub texts: usize,
+    /// Selected over causal blocks.
+    pub density: f64,
+    /// Mean −log p, nats a token.
+    pub nll: f64,
+    /// That, less exact attention's.
+    pub loss: f64,
+    /// Whether none is both as sparse and loses as little.
+    pub front: bool,
+}
+
 /// One bucket of positions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bucket {
@@ -101,6 +119,8 @@ pub struct Report {
     pub scores: Vec<Score>,
     /// By position.
     pub buckets: Vec<Bucket>,
+    /// Of all texts together.
+    pub means: Vec<Mean>,
 }
 
 impl Report {
@@ -110,13 +130,48 @@ impl Report {
         for bucket in self.buckets.iter().filter(|bucket| bucket.attend != "dense") {
             let name = format!("{}, {}", bucket.attend, bucket.text);
             let at = ((bucket.from + bucket.to) as f64 / 2.0, bucket.loss);
-            match lines.iter_mut().find(|line| line.name == name) {
-                Some(line) => line.points.push(at),
-                None => lines.push(Line { name, points: vec![at] }),
-            }
+            extend(&mut lines, &name, at);
         }
         lines
     }
+
+    /// Loss against density, means over texts: a curve of each selector over what it is swept by.
+    pub fn curves(&self, ways: &[Attend]) -> Vec<Line> {
+        let mut lines = Vec::new();
+        for mean in self.means.iter().filter(|mean| mean.attend != "dense") {
+            let way = ways.iter().find(|attend| attend.name() == mean.attend);
+            let family = way.map_or(mean.attend.as_str(), Attend::family);
+            extend(&mut lines, family, (mean.density, mean.loss));
+        }
+        lines
+    }
+}
+
+/// Means over texts of each way, in the order of their scores.
+fn means(scores: &[Score]) -> Vec<Mean> {
+    let mut means: Vec<Mean> = Vec::new();
+    for score in scores {
+        if means.iter().any(|mean| mean.attend == score.attend) {
+            continue;
+        }
+        let of: Vec<&Score> = scores.iter().filter(|other| other.attend == score.attend).collect();
+        let mean = |pick: fn(&Score) -> f64| {
+            of.iter().map(|score| pick(score)).sum::<f64>() / of.len() as f64
+        };
+        means.push(Mean {
+            attend: score.attend.clone(),
+            texts: of.len(),
+            density: mean(|score| score.density),
+            nll: mean(|score| score.nll),
+            loss: mean(|score| score.loss),
+            front: false,
+        });
+    }
+    let points: Vec<_> = means.iter().map(|mean| (mean.density, mean.loss)).collect();
+    for (mean, front) in means.iter_mut().zip(pareto::front(&points)) {
+        mean.front = front;
+    }
+    means
 }
 
 impl Reading {
@@ -171,6 +226,7 @@ pub fn measure(
         }
     }
     progress.finish();
+    report.means = means(&report.scores);
     Ok(report)
 }
 
@@ -257,4 +313,38 @@ fn buckets<'a>(
         nll: whole.nll[index] / tokens as f64,
         loss: (whole.nll[index] - exact.nll[index]) / tokens as f64,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_a_mean_that_of_all_texts_and_beaten_where_another_loses_less() {
+        let score = |text: &str, attend: &str, density: f64, loss: f64| Score {
+            text: text.into(),
+            attend: attend.into(),
+            tokens: 10,
+            nll: 3.0 + loss,
+            loss,
+            perplexity: 0.0,
+            word_perplexity: 0.0,
+            density,
+            seconds: 0.0,
+        };
+        let scores = [
+            score("a", "prism:mass=0.9", 0.2, 0.1),
+            score("a", "lsh", 0.4, 0.2),
+            score("b", "prism:mass=0.9", 0.4, 0.3),
+            score("b", "lsh", 0.6, 0.2),
+        ];
+        let means = means(&scores);
+        let of: Vec<_> = means.iter().map(|mean| (mean.texts, mean.front)).collect();
+        assert_eq!(of, [(2, true), (2, false)]);
+        assert!((means[0].density - 0.3).abs() < 1e-12 && (means[0].loss - 0.2).abs() < 1e-12);
+        let ways = ["prism:mass=0.9", "lsh"].map(|way| Attend::parse(way).unwrap());
+        let curves = Report { means, ..Report::default() }.curves(&ways);
+        let names: Vec<_> = curves.iter().map(|line| line.name.as_str()).collect();
+        assert_eq!(names, ["prism", "lsh"]);
+    }
 }

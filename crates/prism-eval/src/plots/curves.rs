@@ -16,6 +16,14 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
+/// Appends a point to the line of a name, which may be new.
+pub fn extend(lines: &mut Vec<Line>, name: &str, point: (f64, f64)) {
+    match lines.iter_mut().find(|line| line.name == name) {
+        Some(line) => line.points.push(point),
+        None => lines.push(Line { name: name.into(), points: vec![point] }),
+    }
+}
+
 const CHART: u32 = 760;
 const NAMES: u32 = 340;
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+pub(crate) use curves::extend;
 pub use curves::{Line, curves};
 pub use heat::{Heat, heat_map};
 

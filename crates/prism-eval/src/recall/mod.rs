@@ -18,7 +18,7 @@ use crate::attend::Attend;
 use crate::error::{EvalError, Result};
 use crate::pareto;
 use crate::perplexity::Text;
-use crate::plots::Line;
+use crate::plots::{Line, extend};
 use crate::progress::Progress;
 use crate::store::Store;
 
@@ -282,11 +282,7 @@ impl Report {
     pub fn lines(&self, ways: &[Attend]) -> Vec<Line> {
         let mut lines: Vec<Line> = Vec::new();
         for (attend, mean) in ways.iter().zip(&self.means) {
-            let at = (mean.density, mean.lost);
-            match lines.iter_mut().find(|line| line.name == attend.family()) {
-                Some(line) => line.points.push(at),
-                None => lines.push(Line { name: attend.family().into(), points: vec![at] }),
-            }
+            extend(&mut lines, attend.family(), (mean.density, mean.lost));
         }
         lines
     }
