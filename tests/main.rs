@@ -13,6 +13,7 @@ mod invariants;
 mod kernel_fixtures;
 mod linear;
 mod model_fixtures;
+mod packed;
 mod policies;
 mod rope_probe;
 mod rotated;

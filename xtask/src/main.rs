@@ -1,4 +1,4 @@
-//! Repository tasks: `cargo xtask test`, `setup`, `sass`, `gpu-bundle`, `demo`, `fetch`, `bless`.
+//! Repository tasks: `cargo xtask test`, `setup`, `sass`, `gpu-bundle`, `demo`, `fetch`, `bless`, `hub`.
 
 mod apt;
 mod bundle;
@@ -26,6 +26,8 @@ cargo xtask TASK
                   also the main loop's machine code, into target/sass
   demo            fetch the model, build, and read an 8K-token document dense and with Prism
   fetch           fetch the model of the tests and the demo, and print its path
+  hub             test fetching models by Hugging Face id: not part of `test`, because the hub's client
+                  brings 150 crates that nothing else needs
   bless           rewrite what the documentation generates from code: --help texts, the support table";
 
 /// What is checked and how: the kernels, and Burn on them, on CubeCL's CPU runtime and on WebGPU, which
@@ -46,6 +48,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         "bless" => bless(),
+        "hub" => hub(),
         "" | "help" | "--help" | "-h" => {
             println!("{USAGE}\n{}", bundle::USAGE);
             Ok(())
@@ -139,6 +142,13 @@ fn demo() -> Result<()> {
 
 fn bless() -> Result<()> {
     run(cargo().arg("test").args(CHECKED).arg("bless_").env("PRISM_BLESS", "1"))
+}
+
+/// Tests the feature `hub` on Flex alone, so that little else is built.
+fn hub() -> Result<()> {
+    let on = ["--package", "prism-cli", "--no-default-features", "--features", "flex,hub"];
+    run(cargo().arg("clippy").args(on).args(["--all-targets", "--", "-D", "warnings"]))?;
+    run(cargo().arg("test").args(on).args(["--lib", "--test", "hub"]))
 }
 
 /// The root of the repository.

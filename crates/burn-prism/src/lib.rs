@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Reading order: [`config`] (settings) with [`heads`] (of single heads), [`attention`] (functions on tensors), [`module`] (what
-//! goes into a model), [`cache`] (prompts in chunks), [`mod@selectors`] (other methods), [`plan`] (what will run, before it runs),
+//! goes into a model), [`cache`] (prompts in chunks), [`packed`] (sequences end to end), [`mod@selectors`] (other methods), [`plan`] (what will run, before it runs),
 //! [`report`] (what ran), [`mod@rope_probe`] (whether a config's RoPE is the model's), [`mod@linear`] and [`mod@swiglu`] (the projections around attention) with
 //! [`mod@plan_linear`], [`rotated`] with [`rotary`] (Q and K before RoPE), [`ops`] (what a backend supplies).
 //!
@@ -50,6 +50,7 @@ pub mod heads;
 pub mod linear;
 pub mod module;
 pub mod ops;
+pub mod packed;
 pub mod plan;
 pub mod plan_linear;
 pub mod report;
@@ -70,6 +71,7 @@ pub use config::PrismConfig;
 pub use heads::HeadOverride;
 pub use linear::{LinearOptions, linear, linear_with};
 pub use module::PrismAttention;
+pub use packed::{PackedOutput, prism_attention_packed};
 pub use plan::{Plan, Refused, Step, plan, plan_rotated};
 pub use plan_linear::{LinearKernel, LinearPlan, plan_linear, plan_swiglu};
 pub use prism_core::{

@@ -11,6 +11,7 @@ use crate::attention::{
 use crate::cache::PrismCache;
 use crate::check;
 use crate::config::PrismConfig;
+use crate::packed::{PackedOutput, prism_attention_packed};
 use crate::plan;
 use crate::report::{Path, Report};
 use crate::rotary::RotaryTable;
@@ -69,6 +70,23 @@ impl PrismAttention {
         options: &AttentionOptions,
     ) -> Result<PrismOutput> {
         prism_attention(q, k, v, &self.config, options)
+    }
+
+    /// Attention of sequences that lie end to end, each by itself: Q is `[queries, q_heads, head_dim]`, K and V
+    /// `[keys, kv_heads, head_dim]`, offsets as in [`prism_attention_packed`].
+    ///
+    /// # Errors
+    /// As [`prism_attention_packed`].
+    pub fn forward_packed(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        q_offsets: &[usize],
+        kv_offsets: &[usize],
+        options: &AttentionOptions,
+    ) -> Result<PackedOutput> {
+        prism_attention_packed(q, k, v, q_offsets, kv_offsets, &self.config, options)
     }
 
     /// Attention of the next chunk of a prompt: appends K and V to the cache and attends over all

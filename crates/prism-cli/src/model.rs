@@ -40,8 +40,8 @@ pub fn load(args: &ModelArgs, checkpoint: Checkpoint, tokenizer: Tokenizer) -> R
 
 /// Opens the files of a model, fetching them first where a Hugging Face id is given.
 pub fn checkpoint(path: &Path) -> Result<Checkpoint> {
-    let path = if path.exists() { path.to_path_buf() } else { fetch(path)? };
-    Checkpoint::open(&path).with_context(|| format!("can't open {}", path.display()))
+    let files = if path.exists() { path.to_path_buf() } else { fetch(path)? };
+    Checkpoint::open(&files).with_context(|| format!("can't open {}", path.display()))
 }
 
 #[cfg(feature = "hub")]

@@ -148,11 +148,18 @@ mod on_cpu {
         }
     }
 
-    const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/tiny-llama31");
+    const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models");
 
     #[test]
     fn a_models_first_token_is_timed_in_its_parts() {
-        let args = ["bench", "prefill", "--device", "flex", "--shape", MODEL, "--random-weights"];
+        for name in ["tiny-llama31", "tiny-qwen2", "tiny-qwen3-yarn"] {
+            first_token(name);
+        }
+    }
+
+    fn first_token(name: &str) {
+        let model = format!("{MODELS}/{name}");
+        let args = ["bench", "prefill", "--device", "flex", "--shape", &model, "--random-weights"];
         let more = ["--lengths", "700", "--dtype", "f32", "--density", "0.5", "--json"];
         let (ok, text, error) = prism(&[&args[..], &more[..]].concat());
         assert!(ok, "{error}");
@@ -165,8 +172,8 @@ mod on_cpu {
             found.unwrap_or_else(|| panic!("no {rung} {part} in {text}"))["ms"].as_f64().unwrap()
         };
         for rung in ["prism", "dense"] {
-            for part in ["tiny-llama31", "linear layers", "attention", "rest"] {
-                assert!(ms(rung, part) > 0.0, "{rung} {part}");
+            for part in [name, "linear layers", "attention", "rest"] {
+                assert!(ms(rung, part) > 0.0, "{name}: {rung} {part}");
             }
         }
         assert!(ms("prism", "pool, select") > 0.0);
@@ -188,7 +195,8 @@ mod on_cpu {
         assert!(error.contains("density must be above 0 and at most 1, got 0"), "{error}");
         assert!(refused(&[random, "--lengths", "0"]).contains("length must be at least 1"));
         assert!(refused(&[random, "--chunk", "0"]).contains("chunk must be at least 1"));
-        let error = refused(&[random, "--shape", MODEL, "--dtype", "f64"]);
+        let model = format!("{MODELS}/tiny-llama31");
+        let error = refused(&[random, "--shape", &model, "--dtype", "f64"]);
         assert!(error.contains("got \"f64\""), "{error}");
     }
 }

@@ -108,8 +108,10 @@ impl SequenceLengths {
     /// Empty, not starting at 0, or decreasing offsets.
     pub fn from_cumulative(q: &[usize], kv: &[usize]) -> Result<Self> {
         let lengths = |name: &str, offsets: &[usize]| -> Result<Vec<usize>> {
-            if offsets.first() != Some(&0) {
-                let reason = format!("cumulative {name} lengths must start with 0");
+            let first = offsets.first();
+            if first != Some(&0) {
+                let got = first.map_or("none".into(), usize::to_string);
+                let reason = format!("cumulative {name} lengths must start with 0, got {got}");
                 return Err(PrismError::Lengths { reason });
             }
             offsets

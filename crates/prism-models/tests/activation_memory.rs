@@ -1,13 +1,14 @@
 //! Does a prompt in chunks take more memory the longer it is, beside its cache? Counted by the allocator,
 //! on Flex, whose tensors it holds. The cache is made beforehand for the longest prompt, so that all that
-//! is counted comes on top of it.
+//! is counted comes on top of it. And does the cache take what `Memory` and `docs/models.md` say?
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Device};
 use burn_prism::{Calibration, Scoring};
-use prism_models::{Llama, ModelConfig};
+use prism_models::{Llama, Memory, ModelConfig};
 
 /// The system's allocator, with the bytes that are held and the most that were.
 struct Counting;
@@ -73,9 +74,12 @@ fn peak(llama: &Llama, n: usize, chunk: usize) -> usize {
     PEAK.load(Ordering::SeqCst) - before
 }
 
-// One test alone: the allocator counts for the whole program.
+/// The allocator counts for the whole program, so one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn does_the_memory_of_a_chunk_grow_with_the_prompt() {
+    let _alone = ALONE.lock().unwrap();
     let mut llama = model();
     let prism = llama.prism_config().with_block(BLOCK).with_dense_below(0);
     let causal = prism.clone().with_calibration(Calibration::Causal);
@@ -97,5 +101,28 @@ fn does_the_memory_of_a_chunk_grow_with_the_prompt() {
         assert!(long < short + grown / 16, "{scoring:?}: {short} bytes, then {long}");
         // And the count counts.
         assert!(whole > 4 * long, "{scoring:?}: {whole} bytes in one piece, {long} in chunks");
+    }
+}
+
+#[test]
+fn does_a_cache_take_what_is_said() {
+    let _alone = ALONE.lock().unwrap();
+    let mut llama = model();
+    let memory = Memory::of(llama.config(), CAPACITY, BLOCK, 4).unwrap();
+    let bands = (memory.kv_cache + memory.pooled_keys) as usize;
+    // Second order adds means and variances of sub-blocks.
+    let key_sub = 16;
+    let second = bands + 2 * memory.pooled_keys as usize * BLOCK / key_sub;
+    let prism = llama.prism_config().with_block(BLOCK).with_dense_below(0);
+    let scoring = Scoring::SecondOrder { query_sub: 32, key_sub };
+    for (config, right) in [(prism.clone(), bands), (prism.with_scoring(scoring), second)] {
+        llama.set_attention(Some(&config)).unwrap();
+        let _ = peak(&llama, 2 * CHUNK, CHUNK);
+        let before = HELD.load(Ordering::SeqCst);
+        let mut cache = llama.cache(CAPACITY, BLOCK).unwrap();
+        llama.prefill(&[1; 2 * CHUNK], Some(CHUNK), &mut cache, None).unwrap();
+        let held = HELD.load(Ordering::SeqCst) - before;
+        // Beside the tensors, what says where they lie.
+        assert!(held.abs_diff(right) < 8 * KIB, "{:?}: {held} bytes, not {right}", config.scoring);
     }
 }
