@@ -43,6 +43,7 @@ fn host(
 fn do_kernels_select_what_the_rule_selects() {
     let plain = SelectionRule::default();
     let bare = SelectionRule { sink_blocks: 0, recent_blocks: 0, dense_last_blocks: 0, ..plain };
+    let none = SelectionRule { min_blocks: 0, ..bare };
     let forced = SelectionRule { sink_blocks: 1, recent_blocks: 2, dense_last_blocks: 1, ..plain };
     let lengths = [(150, 430), (1, 77), (99, 99), (0, 0)];
     let cases = [
@@ -51,8 +52,8 @@ fn do_kernels_select_what_the_rule_selects() {
         (problem("a chunk", [1, 4, 2, 151, 431, 64], 128, None), [32, 32]),
         (problem("short sub-blocks", [1, 2, 2, 70, 395, 128], 128, None), [16, 16]),
         (problem("ragged", [4, 2, 1, 150, 430, 64], 64, Some(&lengths)), [16, 32]),
-        (problem("more queries than keys", [1, 2, 2, 60, 40, 30], 32, None), [32, 8]),
-        (problem("many words", [1, 2, 1, 40, 2100, 16], 16, None), [8, 16]),
+        (problem("more queries than keys", [1, 2, 2, 60, 40, 30], 32, None), [32, 16]),
+        (problem("many words", [1, 2, 1, 40, 2100, 16], 16, None), [16, 16]),
     ];
     for Bench { client, capabilities, name } in &devices() {
         for (problem, subs) in &cases {
@@ -61,9 +62,12 @@ fn do_kernels_select_what_the_rule_selects() {
             let len = |heads: usize, len: usize| [shape.batch, heads, len, shape.head_dim];
             let q_on = operand(client, &q, len(shape.q_heads, shape.q_len));
             let k_on = operand(client, &k, len(shape.kv_heads, shape.kv_len));
-            for (rule, more, scratch) in
-                [(bare, false, 64 << 20), (forced, false, 3000), (forced, true, 1)]
-            {
+            for (rule, more, scratch) in [
+                (bare, false, 64 << 20),
+                (none, false, 3000),
+                (forced, false, 3000),
+                (forced, true, 1),
+            ] {
                 let of = |threshold: f64| Outliers {
                     threshold,
                     query_sub: Some(subs[0]),

@@ -186,12 +186,16 @@ fn outlier_choice(
     if comptime!(lanes > 1) {
         count = plane_sum(count);
     }
-    // A row that would read nothing reads its diagonal, whose word this lane wrote.
+    // A row that would read nothing is filled with its heaviest block, or without a minimum with its
+    // diagonal. The lane that wrote the word writes it anew.
     if count == 0u32 && causal > 0 {
         count = 1u32;
-        let last = causal - 1;
-        if (last / bits) % lanes == lane {
-            words[first + last / bits] = 1u32 << (last % bits) as u32;
+        let mut v = causal - 1;
+        if numbers.min_blocks > 0u32 {
+            v = heaviest(sums, thresholds, line, &place, &numbers, lanes, shape);
+        }
+        if (v / bits) % lanes == lane {
+            words[first + v / bits] = 1u32 << (v % bits) as u32;
         }
     }
     if lane == 0 {
@@ -209,12 +213,56 @@ fn asked(
     numbers: &SelectNumbers,
     #[comptime] shape: OutliersShape,
 ) -> bool {
-    let mut asked = false;
+    excess(sums, thresholds, line, v, numbers, shape) >= 0.0f32
+}
+
+/// How far the mass of block `v` is above the threshold, as a logarithm: the most over the query
+/// sub-blocks of the row whose first is `line`.
+#[cube]
+fn excess(
+    sums: &[f32],
+    thresholds: &[f32],
+    line: usize,
+    v: usize,
+    numbers: &SelectNumbers,
+    #[comptime] shape: OutliersShape,
+) -> f32 {
+    let mut most = nothing();
     for i in 0..comptime!(shape.per_row()) {
         let threshold = thresholds[line + i];
         // Of a sub-block that isn't there nothing was written.
         let there = u32::reinterpret(threshold) != 0x7f80_0000u32;
-        asked = asked || (there && sums[(line + i) * numbers.key_blocks + v] >= threshold);
+        let excess = sums[(line + i) * numbers.key_blocks + v] - threshold;
+        most = most.max(select(there, excess, nothing()));
     }
-    asked
+    most
+}
+
+/// The heaviest causal block of a row, the first of several.
+#[cube]
+fn heaviest(
+    sums: &[f32],
+    thresholds: &[f32],
+    line: usize,
+    row: &Row,
+    numbers: &SelectNumbers,
+    #[comptime] lanes: usize,
+    #[comptime] shape: OutliersShape,
+) -> usize {
+    let mut most = nothing();
+    let mut heaviest = 0u32;
+    let mut v = row.lane;
+    while v < row.causal {
+        let excess = excess(sums, thresholds, line, v, numbers, shape);
+        if excess > most {
+            most = excess;
+            heaviest = v as u32;
+        }
+        v += lanes;
+    }
+    if comptime!(lanes > 1) {
+        let all = plane_max(most);
+        heaviest = plane_min(select(most == all, heaviest, u32::MAX));
+    }
+    heaviest as usize
 }

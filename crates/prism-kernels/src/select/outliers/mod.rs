@@ -59,7 +59,7 @@ pub struct OutliersProblem<'a> {
 /// Why a rule isn't one of these kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum OutliersError {
-    /// Rows are neither filled up nor cut: there are no masses to do it by.
+    /// Rows are neither filled up beyond one block nor cut: there are no masses to rank blocks by.
     #[error(
         "the kernels of outliers take min_blocks up to 1 and no max_blocks, got {min_blocks} and {max_blocks:?}"
     )]
@@ -165,12 +165,18 @@ pub fn select_outliers_on(
     let sums = client.empty(at_once * rows * row);
     let spans = Spans::new(client, grids);
     let ragged = spans.ragged();
-    let scores = match rung {
-        SelectRung::Mma => Scores::Mma(Box::new(mma::Splits::new(client, &parts))),
-        _ => Scores::Unit(unit::Keys::new(client, capabilities, &parts)),
+    let shape = OutliersShape { block, subs, dim, ragged };
+    let score: Box<dyn Fn(&Launch, &HostRun)> = match rung {
+        SelectRung::Mma => {
+            let keys = mma::Splits::new(client, &parts);
+            Box::new(move |launch, run| mma::score(launch, &keys, run, shape))
+        }
+        _ => {
+            let keys = unit::Keys::new(client, capabilities, &parts);
+            Box::new(move |launch, run| unit::score(launch, &keys, run, shape))
+        }
     };
     let launch = Launch { client, capabilities, problem, parts, selection, spans, sums };
-    let shape = OutliersShape { block, subs, dim, ragged };
     for first_head in (0..heads).step_by(at_once) {
         for first_row in (0..launch.selection.rows).step_by(rows) {
             let run = HostRun {
@@ -179,20 +185,11 @@ pub fn select_outliers_on(
                 first_row,
                 rows: rows.min(launch.selection.rows - first_row),
             };
-            match &scores {
-                Scores::Mma(splits) => mma::score(&launch, splits, &run, shape),
-                Scores::Unit(keys) => unit::score(&launch, keys, &run, shape),
-            }
+            score(&launch, &run);
             choose::choose(&launch, &run, shape);
         }
     }
     Ok(launch.selection)
-}
-
-/// Keys as a rung reads them.
-enum Scores {
-    Unit(unit::Keys),
-    Mma(Box<mma::Splits>),
 }
 
 /// Sub-blocks of all sequences, contiguous in f32.
