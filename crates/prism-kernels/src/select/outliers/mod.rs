@@ -166,7 +166,7 @@ pub fn select_outliers_on(
     let spans = Spans::new(client, grids);
     let ragged = spans.ragged();
     let shape = OutliersShape { block, subs, dim, ragged };
-    let score: Box<dyn Fn(&Launch, &HostRun)> = match rung {
+    let score: Score = match rung {
         SelectRung::Mma => {
             let keys = mma::Splits::new(client, &parts);
             Box::new(move |launch, run| mma::score(launch, &keys, run, shape))
@@ -191,6 +191,9 @@ pub fn select_outliers_on(
     }
     Ok(launch.selection)
 }
+
+/// Scores the rows of a run.
+type Score = Box<dyn Fn(&Launch, &HostRun)>;
 
 /// Sub-blocks of all sequences, contiguous in f32.
 struct Parts {
