@@ -16,6 +16,7 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
 use prism_kernels::pool::{pool, pool_one};
 use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate, rotate_and_pool};
+use prism_kernels::select::outliers::{OutliersProblem, select_outliers_on};
 use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
     select_by_second_order,
@@ -116,6 +117,19 @@ fn kernels(
         );
         select_by_second_order(client, &capabilities, &problem);
     });
+    let mut by_outliers = Vec::new();
+    for rung in [SelectRung::Mma, SelectRung::Unit] {
+        let problem = OutliersProblem::new(&q, &k, &grids, [32, 32], 1 << 24, 0.1, &rule, false);
+        let mut result = Ok(());
+        if problem.runs(&capabilities, rung) {
+            by_outliers.extend(sources(|| {
+                result = select_outliers_on(client, &capabilities, &problem, rung).map(drop);
+            }));
+        }
+        result?;
+    }
+    by_outliers.retain(|(name, _)| name.starts_with("outlier") || name.starts_with("shortest"));
+    all.extend(by_outliers);
     for (layout, name) in
         [(RopeLayout::RotateHalf, "half"), (RopeLayout::Interleaved, "interleaved")]
     {

@@ -10,7 +10,7 @@ use burn_prism::{
 };
 use prism_core::selectors::{Selector, SelectorInput};
 use rstest::rstest;
-use tests::{Inputs, Kind, all_devices, devices, values};
+use tests::{Inputs, Kind, all_devices, devices, has, values};
 
 const BLOCK: usize = 16;
 
@@ -54,10 +54,20 @@ struct Problem {
 
 impl Problem {
     fn new(lengths: &[(usize, usize)], dtype: DType, seed: u64) -> Self {
+        Self::with_heads([4, 2, 16], lengths, dtype, seed)
+    }
+
+    /// Of `[q_heads, kv_heads, head_dim]`.
+    fn with_heads(
+        [q_heads, kv_heads, d]: [usize; 3],
+        lengths: &[(usize, usize)],
+        dtype: DType,
+        seed: u64,
+    ) -> Self {
         let longest = |f: fn(&(usize, usize)) -> usize| lengths.iter().map(f).max().unwrap();
         let (q_len, kv_len) = (longest(|x| x.0), longest(|x| x.1));
-        let kv = [lengths.len(), 2, kv_len, 16];
-        let shape = AttentionShape::new([lengths.len(), 4, q_len, 16], kv, kv).unwrap();
+        let kv = [lengths.len(), kv_heads, kv_len, d];
+        let shape = AttentionShape::new([lengths.len(), q_heads, q_len, d], kv, kv).unwrap();
         let inputs = Inputs::random(shape, Kind::Normal, dtype, seed);
         Self { inputs, lengths: lengths.to_vec(), block: BLOCK }
     }
@@ -95,7 +105,7 @@ impl Problem {
         let [q, k, _] = self.inputs.tensors(dtype, device);
         let selected = select_blocks_by(q, k, selector, config, &self.options()).unwrap();
         let (got, host) = (selected.to_host().unwrap(), self.host(selector, config));
-        got.validate(&self.grids(), 4).unwrap();
+        got.validate(&self.grids(), self.inputs.shape.q_heads).unwrap();
         if got == host {
             return;
         }
@@ -157,21 +167,81 @@ fn devices_choose_what_the_host_chooses(#[case] lengths: &[(usize, usize)]) {
 
 /// Several sub-blocks a block, some keys that stand out, scores that scatter more than their number
 /// bears.
+fn with_outliers(mut problem: Problem, dtype: DType) -> Problem {
+    problem.block = 64;
+    let d = problem.inputs.shape.head_dim;
+    let inputs = &mut problem.inputs;
+    inputs.k.chunks_mut(d).step_by(37).for_each(|k| k.fill(0.02));
+    inputs.k.chunks_mut(d).skip(90).take(60).for_each(|k| k[3] *= 9.0);
+    inputs.q.chunks_mut(d).skip(150).step_by(2).for_each(|q| q[3] += 3.0);
+    if dtype == DType::BF16 {
+        let round = |x: &mut f32| *x = half::bf16::from_f32(*x).to_f32();
+        inputs.k.iter_mut().chain(&mut inputs.q).for_each(round);
+    }
+    problem
+}
+
 #[rstest]
 #[case::whole(&[(400, 400)])]
 #[case::chunk(&[(137, 395)])]
 #[case::ragged(&[(300, 300), (61, 61), (5, 290)])]
 fn outliers_are_found_on_devices(#[case] lengths: &[(usize, usize)]) {
-    let mut problem = Problem::new(lengths, DType::F32, 103);
-    problem.block = 64;
-    problem.inputs.k.chunks_mut(16).step_by(37).for_each(|k| k.fill(0.02));
-    problem.inputs.k.chunks_mut(16).skip(90).take(60).for_each(|k| k[3] *= 9.0);
-    problem.inputs.q.chunks_mut(16).skip(150).step_by(2).for_each(|q| q[3] += 3.0);
+    let problem = with_outliers(Problem::new(lengths, DType::F32, 103), DType::F32);
     let config = bare().with_block(64);
     for device in devices() {
         for subs in [("16", "16"), ("32", "16"), ("16", "64")] {
             let settings = [("threshold", "0.05"), ("query_sub", subs.0), ("key_sub", subs.1)];
             problem.check(&of("outliers", &settings), &config, DType::F32, &device);
+        }
+    }
+}
+
+/// The kernels: groups of one and of three, heads of models' widths, odd lengths and offsets; limits, which
+/// are left to tensor ops.
+#[rstest]
+#[case::alone([2, 2, 128], &[(333, 333)])]
+#[case::chunk([3, 1, 64], &[(137, 395)])]
+#[case::ragged([3, 1, 64], &[(211, 300), (61, 61), (0, 0), (5, 290)])]
+fn kernels_find_outliers(#[case] heads: [usize; 3], #[case] lengths: &[(usize, usize)]) {
+    for dtype in [DType::F32, DType::BF16] {
+        let problem = with_outliers(Problem::with_heads(heads, lengths, dtype, 109), dtype);
+        let config = PrismConfig { scale: Some(0.2), ..bare().with_block(64) };
+        let mut forced = config.clone();
+        forced.selection = SelectionRule { dense_last_blocks: 1, ..SelectionRule::default() };
+        let mut limited = config.clone();
+        limited.selection = SelectionRule { min_blocks: 3, ..config.selection };
+        for device in all_devices().into_iter().filter(|device| has(device, dtype)) {
+            for (subs, config) in [("16", &config), ("32", &forced), ("32", &limited)] {
+                let settings = [("threshold", "0.05"), ("query_sub", subs), ("key_sub", subs)];
+                problem.check(&of("outliers", &settings), config, dtype, &device);
+            }
+        }
+    }
+}
+
+/// A plan says whether kernels select.
+#[test]
+fn plans_say_where_outliers_are_found() {
+    let kv = [1, 2, 8192, 64];
+    let shape = AttentionShape::new([1, 4, 8192, 64], kv, kv).unwrap();
+    for device in all_devices() {
+        let selects_by = |selection: SelectionRule| {
+            let config = PrismConfig { selection, ..PrismConfig::llama3() }.with_dense_below(0);
+            let config = config.with_selector(of("outliers", &[]));
+            let plan = plan(&config, &shape, None, DType::F32, &device).unwrap();
+            (plan.selects_by.unwrap(), plan.kernel, plan.bytes)
+        };
+        let (selects_by_default, kernel, bytes) = selects_by(SelectionRule::default());
+        let limits = SelectionRule { max_blocks: Some(9), ..SelectionRule::default() };
+        let (selects_by_limits, _, more_bytes) = selects_by(limits);
+        assert_eq!(selects_by_limits, Kernel::TensorOps);
+        if [Kernel::CubeUnit, Kernel::CubePlane, Kernel::CubeMma, Kernel::CubeHopper]
+            .contains(&kernel)
+        {
+            assert_eq!(selects_by_default, kernel);
+            assert!(bytes < more_bytes);
+        } else {
+            assert_eq!(selects_by_default, Kernel::TensorOps);
         }
     }
 }

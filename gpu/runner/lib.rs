@@ -4,6 +4,7 @@
 mod check;
 mod check_attention;
 mod check_matmul;
+mod check_outliers;
 mod check_pool;
 mod check_repeats;
 mod check_rotate;

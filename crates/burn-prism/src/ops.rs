@@ -12,6 +12,7 @@ use burn::backend::{
 use derive_new::new;
 use prism_core::bands::Bands;
 use prism_core::second_order::SubBlocks;
+use prism_core::selectors::Outliers;
 use prism_core::{BlockGrid, Calibration, RopeLayout, SelectionRule};
 
 #[cfg(feature = "fusion")]
@@ -55,6 +56,21 @@ impl SecondOrderParams {
     pub fn sub_blocks(&self, sequence: usize) -> SubBlocks {
         SubBlocks::new(self.grids[sequence], self.query_sub, self.key_sub)
     }
+}
+
+/// How Q and K become a selection with outlier keys apart ([`prism_core::selectors::outliers`]).
+#[derive(Debug, Clone, new)]
+pub struct OutliersParams {
+    /// Block grid of each sequence.
+    pub grids: Vec<BlockGrid>,
+    /// Threshold and sub-blocks.
+    pub options: Outliers,
+    /// Factor on the scores of attention.
+    pub scale: f64,
+    /// The selection rule; its budget plays no part.
+    pub rule: SelectionRule,
+    /// Whether this is a chunk of a prompt that goes on.
+    pub more_follows: bool,
 }
 
 /// How Q and K are rotated and pooled.
@@ -175,6 +191,18 @@ pub trait PrismBackend: Backend {
         params: SecondOrderParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         fallback::select_second_order::<Self>(q_means, k_means, k_variances, &params)
+    }
+
+    /// Selection with outlier keys apart, from Q `[batch, q_heads, q_len, head_dim]` and K
+    /// `[batch, kv_heads, kv_len, head_dim]` themselves; the result is that of
+    /// [`prism_select`](Self::prism_select).
+    #[fusion(meta = |q, _k, params| fusion::selected_outliers(q, params))]
+    fn prism_select_outliers(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        params: OutliersParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        fallback::selectors::select_outliers::<Self>(q, k, &params)
     }
 
     /// Attention over the selected blocks: output `[batch, q_heads, q_len, head_dim]` in the

@@ -184,7 +184,7 @@ pub fn plan(
             } else {
                 0
             };
-            let own = selectors::scratch_bytes(config, shape, dtype.size());
+            let own = selectors::scratch_bytes(config, shape, dtype.size(), kernel);
             cost.pooled_bytes + cost.selection_bytes + copies + own
         }
     };
@@ -197,9 +197,9 @@ pub fn plan(
             pool.into_iter().chain(selects).chain([Step::Attend]).collect()
         }
     };
-    let selects_by = match &config.selector {
-        Some(selector) if !selectors::scores_means(selector) => Kernel::TensorOps,
-        _ => kernel,
+    let selects_by = match selectors::has_kernels(config, shape.q_heads, kernel) {
+        true => kernel,
+        false => Kernel::TensorOps,
     };
     let sparse = path == Path::Sparse;
     Ok(Plan {

@@ -10,7 +10,8 @@ use prism_core::BlockGrid;
 
 use crate::fallback;
 use crate::ops::{
-    AttendParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
+    AttendParams, OutliersParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams,
+    SelectParams, Side,
 };
 
 type Tensor<B, C> = FloatTensor<Autodiff<B, C>>;
@@ -79,6 +80,14 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
             k_variances.into_primitive(),
             params,
         )
+    }
+
+    fn prism_select_outliers(
+        q: Tensor<B, C>,
+        k: Tensor<B, C>,
+        params: OutliersParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        B::prism_select_outliers(q.into_primitive(), k.into_primitive(), params)
     }
 
     fn prism_attend(

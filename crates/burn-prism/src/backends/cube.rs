@@ -9,8 +9,8 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::server::Handle;
-use prism_core::BlockGrid;
 use prism_core::selection::extent;
+use prism_core::{BlockGrid, SelectionRule};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::{BandMask, MAX_HEAD_DIM};
 use prism_kernels::calibrate::calibrate;
@@ -18,6 +18,7 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{Pooled, energies, pool, pool_one};
 use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::schedule::{count_blocks, schedule};
+use prism_kernels::select::outliers::{OutliersError, OutliersProblem, select_outliers};
 use prism_kernels::select::{
     SecondOrderProblem, SelectProblem, Selection, select_blocks, select_by_second_order,
 };
@@ -26,7 +27,8 @@ use prism_kernels::{Capabilities, Element, Operand};
 use super::cube_linear;
 use crate::fallback;
 use crate::ops::{
-    AttendParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
+    AttendParams, OutliersParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams,
+    SelectParams, Side,
 };
 use crate::plan::{Kernel, Refused};
 use crate::selected::SelectedBlocks;
@@ -58,6 +60,11 @@ pub fn kernel(
     let (rung, slower) = AttendRung::plan(&capabilities, element, dim, block);
     let slower = slower.into_iter().map(|(rung, error)| refused(name(rung), error.to_string()));
     (name(rung), slower.collect())
+}
+
+/// Whether the kernels select outliers by a rule; tensor ops do by the others, as `plan` says.
+pub fn takes_outliers(rule: &SelectionRule) -> bool {
+    OutliersError::check(rule).is_ok()
 }
 
 impl PrismBackend for CubeBackend {
@@ -179,6 +186,36 @@ impl PrismBackend for CubeBackend {
         let capabilities = Capabilities::of(&q.client);
         let selection = select_by_second_order(&q.client, &capabilities, &problem);
         outputs(&q, selection, q_heads, &params.grids)
+    }
+
+    fn prism_select_outliers(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        params: OutliersParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let OutliersParams { grids, options, scale, rule, more_follows } = &params;
+        let block = grids.first().map_or(1, BlockGrid::block);
+        let selection = match (operand(&q), operand(&k)) {
+            (Some(queries), Some(keys)) if q.dtype == k.dtype => {
+                let (subs, target) = (options.subs(block), options.target());
+                let problem = OutliersProblem::new(
+                    &queries,
+                    &keys,
+                    grids,
+                    subs,
+                    target,
+                    *scale,
+                    rule,
+                    *more_follows,
+                );
+                select_outliers(&q.client, &Capabilities::of(&q.client), &problem).ok()
+            }
+            _ => None,
+        };
+        match selection {
+            Some(selection) => outputs(&q, selection, dims(&q)[1], grids),
+            None => fallback::selectors::select_outliers::<Self>(q, k, &params),
+        }
     }
 
     fn prism_attend(

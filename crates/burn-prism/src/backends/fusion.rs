@@ -6,7 +6,7 @@ use burn::tensor::{DType, Shape};
 use prism_core::BlockGrid;
 use prism_core::selection::extent;
 
-use crate::ops::{SecondOrderParams, SelectParams, Side};
+use crate::ops::{OutliersParams, SecondOrderParams, SelectParams, Side};
 use crate::selected::SelectedBlocks;
 
 /// Of block means.
@@ -45,6 +45,11 @@ pub fn selected_by_second_order(
     params: &SecondOrderParams,
 ) -> (TensorSpec, TensorSpec) {
     selection(q_means, &params.grids)
+}
+
+/// Likewise with outlier keys apart.
+pub fn selected_outliers(q: &TensorSpec, params: &OutliersParams) -> (TensorSpec, TensorSpec) {
+    selection(q, &params.grids)
 }
 
 fn selection(q: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) {

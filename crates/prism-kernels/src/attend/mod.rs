@@ -11,7 +11,7 @@ mod guard;
 mod hopper;
 mod mma;
 mod plane;
-mod softmax;
+pub(crate) mod softmax;
 mod unit;
 mod walk;
 

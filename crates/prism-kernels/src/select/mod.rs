@@ -3,11 +3,13 @@
 //! Scores, softmax and the rule run in one launch. The paper's scores: [`mma`] takes them on tensor
 //! cores; [`plane`] gives a plane to each row and shares the keys among a tile of rows; [`unit`]
 //! gives a unit to each row.
-//! [`second_order`] scores in the other way. All select with [`rule`] and [`write`] the result.
+//! [`second_order`] scores in another way. These select with [`rule`] and [`write`] the result;
+//! [`outliers`] has scores and a rule of its own.
 
 mod digits;
 mod halves;
 mod mma;
+pub mod outliers;
 mod plane;
 mod rule;
 mod scores;

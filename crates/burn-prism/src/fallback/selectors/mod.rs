@@ -1,4 +1,6 @@
 //! [`prism_core::selectors`] in tensor ops: nothing is read back to the host.
+//!
+//! `outliers` is an operation of the backend, which may have kernels for it.
 
 mod flexprefill;
 mod groups;
@@ -16,7 +18,7 @@ use prism_core::{BlockGrid, SelectionRule};
 use super::TILE;
 use super::rule::Rule;
 use super::tensor::Float;
-use crate::ops::PrismBackend;
+use crate::ops::{OutliersParams, PrismBackend};
 
 /// Words `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts `[batch, q_heads, rows]`.
 pub type Words<B> = (IntTensor<B>, IntTensor<B>);
@@ -36,7 +38,7 @@ pub struct Call<'a> {
 /// Bytes that temporaries of all runs take together, about.
 pub const TILE_BYTES: u64 = 6 * 4 * TILE as u64;
 
-/// Selects by a method that has no kernels of its own; `None` for the others.
+/// Selects by a method that doesn't score means of blocks; `None` for the others.
 pub fn select<B: PrismBackend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
@@ -60,10 +62,11 @@ pub fn select<B: PrismBackend>(
             groups::Groups::new(of(&q, &sequences), of(&k, &sequences), grid, 1, scale, None)
         }),
         SelectorConfig::Outliers(options) => {
-            let parts = outliers::Parts::new(&q, &k, grids, options);
-            rule.select(&device, |sequences, grid| {
-                parts.heads(of(&k, &sequences), &sequences, grid, scale, options)
-            })
+            let scale = scale.into();
+            let grids = grids.to_vec();
+            let params =
+                OutliersParams::new(grids, options.clone(), scale, *rule.rule, more_follows);
+            B::prism_select_outliers(q.0, k.0, params)
         }
         SelectorConfig::Streaming(options) => {
             rule.select(&device, |_, grid| patterns::Windows::<B>::new(options, grid, &device))
@@ -91,6 +94,23 @@ pub fn select<B: PrismBackend>(
         | SelectorConfig::SecondOrder(_)
         | SelectorConfig::MeanPool(_)
         | SelectorConfig::TopK(_) => return None,
+    })
+}
+
+/// Selects with outlier keys apart.
+pub fn select_outliers<B: PrismBackend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    params: &OutliersParams,
+) -> Words<B> {
+    let (q, k) = (Float::<B>(q), Float::<B>(k));
+    let ([_, heads, ..], device) = (q.dims::<4>(), q.device());
+    let OutliersParams { grids, options, scale, rule, more_follows } = params;
+    let parts = outliers::Parts::new(&q, &k, grids, options);
+    let rule = Rule { grids, rule, more_follows: *more_follows, heads };
+    rule.select(&device, |sequences, grid| {
+        let k = k.clone().slice(0, sequences.clone());
+        parts.heads(k, &sequences, grid, *scale as f32, options)
     })
 }
 

@@ -1,0 +1,81 @@
+//! What a key sub-block and its shortest key add to a block's mass, and their sum: all as logarithms to
+//! base 2.
+
+use cubecl::prelude::*;
+
+use crate::attend::softmax::nothing;
+use crate::fixed::usable;
+
+/// Factors on products of queries and keys.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub(super) struct Factors {
+    /// Of q·k: the scale times log2 e.
+    pub score: f32,
+    /// Of Σ q² var: the scale's square times log2 e.
+    pub spread: f32,
+}
+
+impl FactorsLaunch {
+    /// Of attention's scale.
+    pub fn of(scale: f64) -> Self {
+        let log2_e = std::f64::consts::LOG2_E;
+        Self::new((scale * log2_e) as f32, (scale * scale * log2_e) as f32)
+    }
+}
+
+/// log2 Σ exp of the scores of n keys with mean score log2 e · μ = `mean` and log2 e · σ² = `variance`,
+/// n = 2^`log_count`, as [`prism_core::selectors::outliers::log_sum_exp`] has it.
+#[cube]
+pub(super) fn cloud(mean: f32, variance: f32, log_count: f32, #[comptime] ptx: bool) -> f32 {
+    let few = variance < 2.0f32 * log_count;
+    let frozen = root(2.0f32 * log_count * variance, ptx);
+    usable(mean + select(few, 0.5f32 * variance + log_count, frozen))
+}
+
+/// What is subtracted before exponentials: never −∞, since −∞ − −∞ is NaN.
+#[cube]
+pub(super) fn reference(largest: f32) -> f32 {
+    largest.max(comptime!(f32::MIN))
+}
+
+/// The logarithm of a sum from its largest term and the sum relative to [`reference`].
+#[cube]
+pub(super) fn log_sum(largest: f32, sum: f32, #[comptime] ptx: bool) -> f32 {
+    select(sum == 0.0f32, nothing(), reference(largest) + log2(sum, ptx))
+}
+
+/// 2^x; by the special function unit where inline PTX is there, as are the next two.
+#[cube]
+pub(super) fn exp2(x: f32, #[comptime] ptx: bool) -> f32 {
+    if comptime!(ptx) {
+        let y: f32;
+        gpu_asm!("ex2.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) x + 0.0f32, options(pure, nomem));
+        y
+    } else {
+        (x * comptime!(std::f32::consts::LN_2)).exp()
+    }
+}
+
+/// log2 x for x > 0.
+#[cube]
+pub(super) fn log2(x: f32, #[comptime] ptx: bool) -> f32 {
+    if comptime!(ptx) {
+        let y: f32;
+        gpu_asm!("lg2.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) x + 0.0f32, options(pure, nomem));
+        y
+    } else {
+        x.ln() * comptime!(std::f32::consts::LOG2_E)
+    }
+}
+
+/// √x for x ≥ 0.
+#[cube]
+fn root(x: f32, #[comptime] ptx: bool) -> f32 {
+    if comptime!(ptx) {
+        let y: f32;
+        gpu_asm!("sqrt.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) x + 0.0f32, options(pure, nomem));
+        y
+    } else {
+        x.sqrt()
+    }
+}
