@@ -44,6 +44,12 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
     off.fold(0.0, |worst, off| if off.is_nan() { f32::NAN } else { worst.max(off) })
 }
 
+/// How far a batch may be from its prompts one by one. On NVIDIA GPUs Burn's own f32 products round to TF32,
+/// and products of another number of rows are another kernel's.
+fn allowed(device: &Device) -> f32 {
+    if format!("{device:?}").contains("Cuda") { 0.05 } else { 1e-4 }
+}
+
 /// What each layer did to a prompt: the path, and the blocks that were read.
 type Done = Vec<(Path, Option<BlockSelection>)>;
 
@@ -89,7 +95,7 @@ fn assert_equal(llama: &Llama, prompts: &[Vec<u32>], what: &str) -> Vec<Path> {
     let layers = llama.config().layers;
     for (prompt, (got, right)) in got.iter().zip(&right).enumerate() {
         let off = apart(&got.0, &right.0);
-        assert!(off < 1e-4, "{what}, prompt {prompt}: off by {off}");
+        assert!(off < allowed(&llama.device()), "{what}, prompt {prompt}: off by {off}");
         assert_eq!((got.1.len(), right.1.len()), (layers, layers));
         for (layer, (got, right)) in got.1.iter().zip(&right.1).enumerate() {
             assert_eq!(got, right, "{what}, prompt {prompt}, layer {layer}");
@@ -147,7 +153,8 @@ fn chunks_of_a_batch_equal_those_of_its_prompts(
             let mut cache = llama.cache(ids.len(), BLOCK).unwrap();
             let right = llama.prefill(ids, chunk, &mut cache, None).unwrap();
             let off = apart(&got[prompt], &right);
-            assert!(off < 1e-4, "{device:?}, prompt {prompt}, chunk {chunk:?}: off by {off}");
+            let what = format!("{device:?}, prompt {prompt}, chunk {chunk:?}");
+            assert!(off < allowed(&device), "{what}: off by {off}");
         }
     }
 }
@@ -377,6 +384,6 @@ fn prompts_of_a_batch_may_continue_what_their_caches_hold() {
         let whole = llama.hidden(ids, &mut cache, &options, None).unwrap();
         let rest = |x: Tensor<3>, first: usize| values(x.slice_dim(1, first..first + 107));
         let off = apart(&rest(hidden, 50), &rest(whole, 96));
-        assert!(off < 1e-4, "{device:?}: off by {off}");
+        assert!(off < allowed(&device), "{device:?}: off by {off}");
     }
 }

@@ -248,7 +248,10 @@ fn parse(text: &str, default: &Value) -> Value {
         Value::Array(_) if !text.trim_start().starts_with('[') => list.as_str(),
         _ => text,
     };
-    serde_json::from_str(text_or_list).unwrap_or_else(|_| Value::String(text.into()))
+    // Also `.9`, which is no number of JSON.
+    let number = || text.parse().ok().filter(|number: &f64| number.is_finite()).map(Value::from);
+    let plain = || number().unwrap_or_else(|| Value::String(text.into()));
+    serde_json::from_str(text_or_list).unwrap_or_else(|_| plain())
 }
 
 /// Checks a share of a probability.
@@ -310,6 +313,7 @@ mod tests {
         let of = |name, settings: &[(&str, &str)]| {
             SelectorConfig::from_settings(name, settings).unwrap()
         };
+        assert_eq!(of("oracle", &[("mass", ".9")]), of("oracle", &[("mass", "0.9")]));
         assert_eq!(
             of("dilated", &[("segments", "2048,4096"), ("strides", "[1, 2]")]),
             SelectorConfig::Dilated(Dilated { segments: vec![2048, 4096], strides: vec![1, 2] })
