@@ -68,7 +68,10 @@ impl std::fmt::Display for Record {
         if self.density < 1.0 {
             write!(f, " density {:.3}", self.density)?;
         }
-        write!(f, ": {:.4} ms (burst {:.4})", self.ms, self.ms_burst.unwrap_or(0.0))?;
+        write!(f, ": {:.4} ms", self.ms)?;
+        if let Some(burst) = self.ms_burst {
+            write!(f, " (burst {burst:.4})")?;
+        }
         match (self.tflops, self.gbps) {
             (Some(rate), _) => write!(f, " {rate:.0} TFLOP/s"),
             (None, Some(rate)) => write!(f, " {rate:.0} GB/s"),
