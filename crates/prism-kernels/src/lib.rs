@@ -34,6 +34,7 @@ pub mod rotate;
 pub mod schedule;
 pub mod select;
 mod span;
+mod special;
 mod work;
 
 pub use capabilities::Capabilities;

@@ -17,6 +17,7 @@ use super::{AttendNumbers, AttendProblem, Attended, RungError, buffers, numbers}
 use crate::capabilities::Capabilities;
 use crate::operand::{Element, buffer};
 use crate::span::Spans;
+use crate::special::exp2;
 use crate::work::{cube_count, launch};
 
 /// How the kernel is laid out.
@@ -579,18 +580,6 @@ fn attend_tile<E: Float, N: Size, P: Size>(
                 }
             }
         }
-    }
-}
-
-/// 2^x; by the special function unit where inline PTX is there.
-#[cube]
-fn exp2(x: f32, #[comptime] ptx: bool) -> f32 {
-    if comptime!(ptx) {
-        let y: f32;
-        gpu_asm!("ex2.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) x + 0.0f32, options(pure, nomem));
-        y
-    } else {
-        (x * comptime!(std::f32::consts::LN_2)).exp()
     }
 }
 

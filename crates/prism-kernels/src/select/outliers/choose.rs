@@ -6,7 +6,7 @@ use cubecl::server::Handle;
 use prism_core::masses::MASS_ONE;
 use prism_core::selection::WORD_BITS;
 
-use super::terms::{exp2, log_sum, reference};
+use super::terms::{log_sum, reference};
 use super::{HostRun, Launch, OutliersShape, Run};
 use crate::attend::softmax::nothing;
 use crate::operand::buffer;
@@ -14,6 +14,7 @@ use crate::select::SelectNumbers;
 use crate::select::rule::Row;
 use crate::select::search::forced;
 use crate::span::span;
+use crate::special::exp2;
 use crate::work::{cube_count, launch};
 
 /// Lines a cube of planes.

@@ -12,7 +12,7 @@ use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
 use half::f16;
 
-use super::terms::{Factors, FactorsLaunch, cloud, exp2, log_sum, log2, reference};
+use super::terms::{Factors, FactorsLaunch, cloud, log_sum, reference};
 use super::{HostRun, Launch, OutliersProblem, OutliersShape, Parts, Run};
 use crate::attend::softmax::nothing;
 use crate::capabilities::Capabilities;
@@ -21,6 +21,7 @@ use crate::operand::buffer;
 use crate::select::SelectNumbers;
 use crate::select::halves::{Split, split};
 use crate::span::span;
+use crate::special::{exp2, log2};
 use crate::work::{cube_count, launch};
 
 /// Warps a cube.

@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 
 use crate::attend::softmax::nothing;
 use crate::fixed::usable;
+use crate::special::{log2, root};
 
 /// Factors on products of queries and keys.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -42,40 +43,4 @@ pub(super) fn reference(largest: f32) -> f32 {
 #[cube]
 pub(super) fn log_sum(largest: f32, sum: f32, #[comptime] ptx: bool) -> f32 {
     select(sum == 0.0f32, nothing(), reference(largest) + log2(sum, ptx))
-}
-
-/// 2^x; by the special function unit where inline PTX is there, as are the next two.
-#[cube]
-pub(super) fn exp2(x: f32, #[comptime] ptx: bool) -> f32 {
-    if comptime!(ptx) {
-        let y: f32;
-        gpu_asm!("ex2.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) x + 0.0f32, options(pure, nomem));
-        y
-    } else {
-        (x * comptime!(std::f32::consts::LN_2)).exp()
-    }
-}
-
-/// log2 x for x > 0.
-#[cube]
-pub(super) fn log2(x: f32, #[comptime] ptx: bool) -> f32 {
-    if comptime!(ptx) {
-        let y: f32;
-        gpu_asm!("lg2.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) x + 0.0f32, options(pure, nomem));
-        y
-    } else {
-        x.ln() * comptime!(std::f32::consts::LOG2_E)
-    }
-}
-
-/// √x for x ≥ 0.
-#[cube]
-fn root(x: f32, #[comptime] ptx: bool) -> f32 {
-    if comptime!(ptx) {
-        let y: f32;
-        gpu_asm!("sqrt.approx.ftz.f32 {y}, {x};", y = out(_) y, x = in(_) x + 0.0f32, options(pure, nomem));
-        y
-    } else {
-        x.sqrt()
-    }
 }

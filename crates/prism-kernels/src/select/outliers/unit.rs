@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::terms::{Factors, FactorsLaunch, cloud, exp2, log_sum, log2, reference};
+use super::terms::{Factors, FactorsLaunch, cloud, log_sum, reference};
 use super::{HostRun, Launch, OutliersShape, Parts, Run};
 use crate::attend::softmax::nothing;
 use crate::capabilities::Capabilities;
@@ -11,6 +11,7 @@ use crate::fixed::usable;
 use crate::operand::buffer;
 use crate::select::{SelectNumbers, transposed, vector_size};
 use crate::span::span;
+use crate::special::{exp2, log2};
 use crate::work::{cube_count, launch};
 
 /// Query sub-blocks scored at once: each key that is read serves them all.
