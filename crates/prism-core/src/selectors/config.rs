@@ -16,14 +16,14 @@ use crate::selectors::{
 ///
 /// let selector = SelectorConfig::from_settings("xattention", &[("stride", "16")])?;
 /// assert_eq!(selector.name(), "xattention");
-/// let json = serde_json::to_string(&selector).unwrap();
+/// let json = serde_json::to_string(&selector)?;
 /// assert_eq!(json, r#"{"xattention":{"stride":16,"threshold":0.9}}"#);
 /// let error = SelectorConfig::from_settings("xattention", &[("strid", "16")]).unwrap_err();
 /// assert_eq!(
 ///     error.to_string(),
 ///     "selector: xattention has no option strid: it has stride=8, threshold=0.9"
 /// );
-/// # Ok::<(), prism_core::PrismError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
