@@ -4,8 +4,8 @@
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::{
     AttentionOptions, AttentionShape, BlockSelection, Calibration, HeadOverride, PrismCache,
-    PrismConfig, PrismError, PrismOutput, RotaryTable, Scoring, SequenceLengths, Step,
-    block_sparse_attention, plan, plan_rotated, prism_attention, prism_attention_rotated,
+    PrismConfig, PrismError, PrismOutput, RotaryTable, Scoring, SelectorConfig, SequenceLengths,
+    Step, block_sparse_attention, plan, plan_rotated, prism_attention, prism_attention_rotated,
     rotate_and_pool, select_blocks,
 };
 use rstest::rstest;
@@ -25,25 +25,32 @@ fn layer() -> PrismConfig {
     PrismConfig::smollm2().with_block(BLOCK).with_mass(0.7).with_dense_below(0)
 }
 
-/// Heads of one kv head with different settings, given out of order, and settings that two share.
-fn overrides() -> [HeadOverride; 4] {
-    [
+/// Heads of one kv head with different settings, given out of order, and settings that two share; bands
+/// where the layer has some.
+fn overrides(layer: &PrismConfig) -> Vec<HeadOverride> {
+    let mut overrides = vec![
         HeadOverride::new([5]).with_mass(0.9),
         HeadOverride::new([2, 0]).with_mass(0.4),
         HeadOverride::new([1]).with_max_blocks(3),
         HeadOverride::new([3]).with_mass(1.0),
-    ]
+    ];
+    if layer.scoring == Scoring::Bands {
+        overrides[0] = overrides[0].clone().with_bands(16, 0);
+        overrides.push(HeadOverride::new([4]).with_bands(48, 20));
+    }
+    overrides
 }
 
 fn with_overrides(layer: &PrismConfig) -> PrismConfig {
-    overrides().into_iter().fold(layer.clone(), PrismConfig::with_heads)
+    overrides(layer).into_iter().fold(layer.clone(), PrismConfig::with_heads)
 }
 
 /// The layer that has the settings of one head for all.
 fn alike(layer: &PrismConfig, head: usize) -> PrismConfig {
     let mut config = layer.clone();
-    if let Some(own) = overrides().iter().find(|one| one.heads.contains(&head)) {
+    if let Some(own) = overrides(layer).iter().find(|one| one.heads.contains(&head)) {
         config = own.mass.map_or(config.clone(), |mass| config.with_mass(mass));
+        config.bands = own.bands.unwrap_or(config.bands);
         config.selection.max_blocks = own.max_blocks;
     }
     config
@@ -221,7 +228,7 @@ fn plans_tell_of_every_selection() {
     let planned = |config: &PrismConfig| plan(config, &shape(), None, DType::F32, &Device::flex());
     let (plain, own) = (planned(&layer()).unwrap(), planned(&with_overrides(&layer())).unwrap());
     assert_eq!(plain.steps, [Step::Pool, Step::Select, Step::Attend]);
-    // Head 4 is as the layer; 5; 0 and 2; 1; 3.
+    // Heads 0 and 2 have the same, every other one has its own.
     let selects = [Step::Select; 5];
     assert_eq!(own.steps, [&[Step::Pool][..], &selects, &[Step::Attend]].concat());
     assert!(own.bytes > plain.bytes);
@@ -241,6 +248,8 @@ fn plans_tell_of_every_selection() {
 #[case(HeadOverride::new([1]).with_mass(1.5), "mass must be above 0 and at most 1, got 1.5")]
 #[case(HeadOverride::new([1]).with_mass(f64::NAN), "mass must be above 0 and at most 1, got NaN")]
 #[case(HeadOverride::new([1]).with_max_blocks(0), "max_blocks must be at least 1, got 0")]
+#[case(HeadOverride::new([1]).with_bands(15, 0), "at most the rotary dim (64), got 15")]
+#[case(HeadOverride::new([1]).with_bands(0, 66), "low_dims must be at most head_dim (64)")]
 #[case(
     HeadOverride::new([1]).with_min_blocks(9).with_max_blocks(8),
     "min_blocks must be at most max_blocks, got 9"
@@ -283,13 +292,28 @@ fn overrides_that_name_a_head_twice_are_refused() {
     assert_eq!(config.validate(64).unwrap_err().to_string(), error);
 }
 
+#[rstest]
+#[case(layer().with_scoring(SECOND_ORDER), "second-order scoring has none to set")]
+#[case(
+    layer().with_selector(SelectorConfig::from_settings::<&str, &str>("streaming", &[]).unwrap()),
+    "beside streaming heads have no bands of their own"
+)]
+fn bands_of_heads_are_refused_where_scores_have_none(
+    #[case] layer: PrismConfig,
+    #[case] says: &str,
+) {
+    let config = layer.with_heads(HeadOverride::new([1]).with_bands(16, 48));
+    let error = config.validate_for(HEADS, 64).unwrap_err().to_string();
+    assert!(error.contains(says), "{error}");
+}
+
 #[test]
 fn overrides_survive_json_and_unknown_ones_are_refused() {
     let config = with_overrides(&layer());
     let json = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<PrismConfig>(&json).unwrap(), config);
     assert!(!serde_json::to_string(&layer()).unwrap().contains("heads"));
-    let bands = r#"{"rope": {"theta": 1e4}, "heads": [{"heads": [0], "bands": "auto"}]}"#;
-    let error = serde_json::from_str::<PrismConfig>(bands).unwrap_err().to_string();
-    assert!(error.contains("unknown field `bands`, expected one of `heads`, `mass`"), "{error}");
+    let scoring = r#"{"rope": {"theta": 1e4}, "heads": [{"heads": [0], "scoring": "bands"}]}"#;
+    let error = serde_json::from_str::<PrismConfig>(scoring).unwrap_err().to_string();
+    assert!(error.contains("unknown field `scoring`, expected one of `heads`, `mass`"), "{error}");
 }

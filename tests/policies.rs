@@ -31,7 +31,10 @@ const POLICY: &str = r#"{
     "base": {"mass": 0.6, "bands": {"dims": {"high": 16, "low": 24}}, "dense_below": 0},
     "layers": [
         {"first": 0, "last": 0, "dense": true},
-        {"first": 2, "last": 2, "set": {"heads": [{"heads": [1, 3], "mass": 1.0}]}},
+        {"first": 2, "last": 2, "set": {"heads": [
+            {"heads": [1, 3], "mass": 1.0},
+            {"heads": [0], "bands": {"dims": {"high": 0, "low": 24}}}
+        ]}},
         {"first": 1, "last": 2, "set": {"dense_last_blocks": 0, "calibration": "causal"}}
     ]
 }"#;
@@ -67,6 +70,7 @@ fn a_policy_reaches_the_layers_and_heads_that_it_names() {
     llama.set_attention(None).unwrap();
     llama.set_layer_attention(1, Some(&other)).unwrap();
     let other = other.with_heads(HeadOverride::new([1, 3]).with_mass(1.0));
+    let other = other.with_heads(HeadOverride::new([0]).with_bands(0, 24));
     llama.set_layer_attention(2, Some(&other)).unwrap();
     assert_eq!(got, run(&llama).0);
 
@@ -175,7 +179,7 @@ fn policies_survive_json() {
 #[case(r#"{"layers": [{"first": 0, "last": 1, "mass": 0.9}]}"#, "unknown field `mass`")]
 #[case(r#"{"layers": [{"first": 0, "dense": true}]}"#, "missing field `last`")]
 #[case(r#"{"layers": [{"first": -1, "last": 0, "dense": true}]}"#, "invalid value: integer `-1`")]
-#[case(r#"{"base": {"heads": [{"heads": [0], "bands": "auto"}]}}"#, "unknown field `bands`")]
+#[case(r#"{"base": {"heads": [{"heads": [0], "scoring": "bands"}]}}"#, "unknown field `scoring`")]
 #[case("mass = 0.9", "expected value")]
 #[case("", "EOF")]
 fn texts_that_are_no_policy_are_refused(#[case] json: &str, #[case] says: &str) {

@@ -219,6 +219,47 @@ fn kernels_find_outliers(#[case] heads: [usize; 3], #[case] lengths: &[(usize, u
     }
 }
 
+/// Means of parts of blocks, within bands of their own.
+#[rstest]
+#[case::whole(&[(400, 400)])]
+#[case::chunk(&[(137, 395)])]
+#[case::ragged(&[(300, 300), (61, 61), (0, 0), (5, 290)])]
+fn parts_of_blocks_are_scored_on_devices(#[case] lengths: &[(usize, usize)]) {
+    let mut problem = Problem::new(lengths, DType::F32, 113);
+    problem.block = 64;
+    let config = bare().with_block(64);
+    for device in devices() {
+        for pool in ["16", "32", "64"] {
+            for calibration in ["global", "causal", "off"] {
+                let settings =
+                    [("mass", "0.7"), ("pool_block", pool), ("calibration", calibration)];
+                problem.check(&of("prism", &settings), &config, DType::F32, &device);
+            }
+        }
+    }
+}
+
+/// Parts of blocks are a method of their own, whole blocks are Prism's settings.
+#[test]
+fn parts_of_blocks_stand_beside_the_settings() {
+    let layer = PrismConfig::smollm2();
+    let of = |settings: &[(&str, &str)]| layer.clone().with_selector(of("prism", settings));
+    assert_eq!(of(&[("pool_block", "128"), ("mass", "0.9")]), layer.clone().with_mass(0.9));
+    let parts = of(&[("pool_block", "32"), ("mass", "0.9")]);
+    parts.validate(64).unwrap();
+    assert_eq!(parts.selection, layer.selection);
+    let says = |config: PrismConfig| config.validate(64).unwrap_err().to_string();
+    let error = says(parts.clone().with_bands(16, 48));
+    assert!(error.contains("beside prism no scoring, bands or calibration is set"), "{error}");
+    let error = says(of(&[("pool_block", "48")]));
+    assert!(error.contains("divide the block of 128, got 48"), "{error}");
+    let error = says(of(&[("pool_block", "32"), ("high_dims", "80"), ("low_dims", "0")]));
+    assert!(error.contains("at most the rotary dim (64), got 80"), "{error}");
+    let shape = AttentionShape::new([1, 4, 8192, 64], [1, 2, 8192, 64], [1, 2, 8192, 64]).unwrap();
+    let plan = plan(&parts, &shape, None, DType::F32, &Device::flex()).unwrap();
+    assert_eq!((plan.selector, plan.selects_by), (Some("prism"), Some(Kernel::TensorOps)));
+}
+
 /// A plan says whether kernels select.
 #[test]
 fn plans_say_where_outliers_are_found() {
@@ -454,11 +495,14 @@ fn settings_that_contradict_a_selector_are_refused() {
         assert!(error.contains(says), "{error}");
     };
     let xattention = || bare().with_selector(of("xattention", &[]));
-    refuse(xattention().with_calibration(Calibration::Off), "xattention has no scoring, bands or");
-    refuse(xattention().with_bands(8, 8), "xattention has no scoring, bands or calibration");
+    refuse(
+        xattention().with_calibration(Calibration::Off),
+        "beside xattention no scoring, bands or",
+    );
+    refuse(xattention().with_bands(8, 8), "beside xattention no scoring, bands or calibration");
     refuse(
         xattention().with_scoring(Scoring::SecondOrder { query_sub: 16, key_sub: 16 }),
-        "xattention has no scoring",
+        "beside xattention no scoring",
     );
     refuse(xattention().with_block(20), "block must be a multiple of 8, got 20");
     refuse(bare().with_block(20).with_selector(of("dilated", &[])), "segment must be a multiple");

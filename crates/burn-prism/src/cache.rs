@@ -4,14 +4,14 @@
 //! means (and for second-order scoring variances) that earlier chunks paid for. For causal
 //! calibration the cache also keeps the energy of the query blocks seen so far.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use prism_core::bands::Bands;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use prism_core::error::{PrismError, Result};
 use prism_core::{AttentionShape, BlockGrid, Scoring};
 
 use crate::attention::AttentionOptions;
 use crate::check;
 use crate::config::PrismConfig;
+use crate::heads::HeadGroup;
 use crate::ops::Side;
 use crate::pooled::PooledBlocks;
 use crate::select::{self, PooledKeys};
@@ -241,37 +241,54 @@ impl PrismCache {
         }
     }
 
-    /// Adds the energy of query blocks `[batch, q_heads, rows, head_dim]` just attended.
-    pub(crate) fn record_queries(&mut self, pooled_q: Tensor<4>, bands: &Bands) {
-        let [batch, heads, ..] = pooled_q.dims();
+    /// Adds the energy of query blocks `[batch, q_heads, rows, head_dim]` just attended, within the
+    /// bands of a checked config.
+    pub(crate) fn record_queries(
+        &mut self,
+        pooled_q: Tensor<4>,
+        config: &PrismConfig,
+    ) -> Result<()> {
+        let [batch, heads, _, head_dim] = pooled_q.dims();
         let device = pooled_q.device();
         let square = pooled_q.clone() * pooled_q;
         let all = square.clone().sum_dim(3);
         // A block that isn't finite is left out, as in the scores.
-        let bad = all.clone().is_nan().bool_or(all.clone().is_inf());
+        let bad = all.clone().is_nan().bool_or(all.is_inf());
         let shape = square.dims();
         let square = square.mask_fill(bad.clone().expand(shape), 0.0);
-        let energy = |dims: &[usize]| {
-            if dims.is_empty() {
-                return Tensor::zeros([batch, heads, 1, 1], (&device, DType::F32));
-            }
-            let index: Vec<i32> = dims.iter().map(|&c| c as i32).collect();
-            let index = Tensor::<1, Int>::from_data(
-                TensorData::new(index, [dims.len()]),
-                (&device, DType::I32),
-            );
-            square.clone().select(3, index).sum_dim(3).sum_dim(2)
-        };
         let blocks = bad.bool_not().float().cast(DType::F32).sum_dim(2);
-        let added = Tensor::cat(
-            vec![
-                energy(bands.high()),
-                energy(bands.low()),
-                square.clone().sum_dim(3).sum_dim(2),
-                blocks,
-            ],
-            3,
-        );
-        self.history = self.history.clone() + added.reshape([batch, heads, 4]);
+        let [high, low] = band_masks(config, heads, head_dim, &device)?;
+        let energy = |x: Tensor<4>| x.sum_dim(3).sum_dim(2);
+        let added = vec![
+            energy(square.clone() * high),
+            energy(square.clone() * low),
+            energy(square),
+            blocks,
+        ];
+        self.history = self.history.clone() + Tensor::cat(added, 3).reshape([batch, heads, 4]);
+        Ok(())
     }
+}
+
+/// 1 for the dims of the high and of the low band, each `[1, q_heads, 1, head_dim]`, or
+/// `[1, 1, 1, head_dim]` where all heads have the same.
+fn band_masks(
+    config: &PrismConfig,
+    q_heads: usize,
+    head_dim: usize,
+    device: &Device,
+) -> Result<[Tensor<4>; 2]> {
+    let groups = config.head_groups(q_heads);
+    let lines = if groups.len() == 1 { 1 } else { q_heads };
+    let mut masks = [(); 2].map(|()| vec![0f32; lines * head_dim]);
+    for HeadGroup { heads, bands, .. } in &groups {
+        let bands = config.bands_by(*bands, head_dim)?;
+        for head in heads.iter().take(lines) {
+            for (mask, dims) in masks.iter_mut().zip([bands.high(), bands.low()]) {
+                dims.iter().for_each(|c| mask[head * head_dim + c] = 1.0);
+            }
+        }
+    }
+    let shape = [1, lines, 1, head_dim];
+    Ok(masks.map(|mask| Tensor::from_data(TensorData::new(mask, shape), (device, DType::F32))))
 }

@@ -2,10 +2,10 @@
 
 use prism_core::bands::{BandRule, Bands};
 use prism_core::error::{PrismError, Result};
-use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule, SelectorConfig};
+use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule, SelectorConfig, selectors};
 use serde::{Deserialize, Serialize};
 
-use crate::heads::{self, HeadOverride, RuleGroup};
+use crate::heads::{self, HeadGroup, HeadOverride};
 use crate::module::PrismAttention;
 
 /// Settings of Prism attention. The dial that matters is the mass: more of it is closer to dense
@@ -119,7 +119,8 @@ impl PrismConfig {
     /// Sets the method that chooses blocks, in place of scoring, bands and calibration.
     ///
     /// `prism` and `second_order` become these settings themselves, so that the block comes first: the
-    /// sub-blocks of second order follow it. A mass of theirs becomes the budget.
+    /// sub-blocks of second order follow it. A mass of theirs becomes the budget. Only `prism` with a
+    /// `pool_block` below the block is a method beside them.
     ///
     /// ```
     /// use burn_prism::{PrismConfig, SelectorConfig};
@@ -133,19 +134,21 @@ impl PrismConfig {
     /// # Ok::<(), burn_prism::PrismError>(())
     /// ```
     pub fn with_selector(mut self, selector: SelectorConfig) -> Self {
-        let mass = match &selector {
-            SelectorConfig::Prism(options) => options.mass,
-            SelectorConfig::SecondOrder(options) => options.mass,
-            _ => None,
-        };
         (self.scoring, self.bands, self.calibration, self.selector) = Default::default();
-        match selector {
-            SelectorConfig::Prism(options) => {
+        let mass = match selector {
+            SelectorConfig::Prism(options) if options.parts(self.block).is_none() => {
                 (self.bands, self.calibration) = (options.bands(), options.calibration);
+                options.mass
             }
-            SelectorConfig::SecondOrder(options) => self.scoring = options.scoring(self.block),
-            other => self.selector = Some(other),
-        }
+            SelectorConfig::SecondOrder(options) => {
+                self.scoring = options.scoring(self.block);
+                options.mass
+            }
+            other => {
+                self.selector = Some(other);
+                None
+            }
+        };
         match mass {
             Some(mass) => self.with_mass(mass),
             None => self,
@@ -206,8 +209,12 @@ impl PrismConfig {
     pub fn validate(&self, head_dim: usize) -> Result<Bands> {
         prism_core::BlockGrid::new(self.block, 0, 0)?;
         self.scoring.validate(self.block)?;
-        if self.scoring != Scoring::Bands && self.bands != BandRule::Auto {
-            let reason = format!("second-order scoring has none to set, got {:?}", self.bands);
+        let own_bands = self.heads.iter().filter_map(|one| one.bands);
+        if self.scoring != Scoring::Bands
+            && let Some(bands) =
+                own_bands.clone().chain([self.bands]).find(|&b| b != BandRule::Auto)
+        {
+            let reason = format!("second-order scoring has none to set, got {bands:?}");
             return Err(PrismError::Bands { reason });
         }
         self.selection.validate()?;
@@ -216,7 +223,22 @@ impl PrismConfig {
         check_scale(self.scale)?;
         // Fails on bad RoPE settings even where explicit bands don't need the frequencies.
         self.rope.inv_freq(head_dim)?;
-        Bands::new(self.bands, Some(&self.rope), head_dim, self.block)
+        own_bands.clone().try_for_each(|rule| self.bands_by(rule, head_dim).map(drop))?;
+        if let Some(SelectorConfig::Prism(options)) = &self.selector {
+            self.part_bands(options, head_dim)?;
+        }
+        self.bands_by(self.bands, head_dim)
+    }
+
+    /// The bands of a rule: the layer's, or that of a group of heads.
+    pub(crate) fn bands_by(&self, rule: BandRule, head_dim: usize) -> Result<Bands> {
+        Bands::new(rule, Some(&self.rope), head_dim, self.block)
+    }
+
+    /// The bands that means of parts of blocks are scored within.
+    pub(crate) fn part_bands(&self, options: &selectors::Prism, head_dim: usize) -> Result<Bands> {
+        let pool = options.parts(self.block).unwrap_or(self.block);
+        Bands::new(options.bands(), Some(&self.rope), head_dim, pool)
     }
 
     fn check_selector(&self) -> Result<()> {
@@ -225,14 +247,24 @@ impl PrismConfig {
         };
         let name = selector.name();
         let refuse = |reason: String| Err(PrismError::Selector { reason });
-        if matches!(selector, SelectorConfig::Prism(_) | SelectorConfig::SecondOrder(_)) {
+        let is_setting = match selector {
+            SelectorConfig::Prism(options) => options.parts(self.block).is_none(),
+            SelectorConfig::SecondOrder(_) => true,
+            _ => false,
+        };
+        if is_setting {
             return refuse(format!("{name} is set by scoring, bands and calibration"));
         }
         selector.validate_block(self.block)?;
         let default = (Scoring::default(), BandRule::default(), Calibration::default());
         let set = (self.scoring, self.bands, self.calibration);
         if set != default {
-            return refuse(format!("{name} has no scoring, bands or calibration, got {set:?}"));
+            let reason =
+                format!("beside {name} no scoring, bands or calibration is set, got {set:?}");
+            return refuse(reason);
+        }
+        if self.heads.iter().any(|one| one.bands.is_some()) {
+            return refuse(format!("beside {name} heads have no bands of their own"));
         }
         if !selector.takes_budget() && self.heads.iter().any(|one| one.mass.is_some()) {
             return refuse(format!("{name} has a budget of its own, but heads have a mass"));
@@ -245,9 +277,9 @@ impl PrismConfig {
         self.selector.is_none() && self.scoring == Scoring::Bands
     }
 
-    /// The query heads of a checked layer by the rule that they select by.
-    pub(crate) fn by_rule(&self, q_heads: usize) -> Vec<RuleGroup> {
-        heads::by_rule(&self.heads, self.selection, q_heads)
+    /// The query heads of a checked layer by the settings that they select by.
+    pub(crate) fn head_groups(&self, q_heads: usize) -> Vec<HeadGroup> {
+        heads::groups(&self.heads, (self.selection, self.bands), q_heads)
     }
 }
 

@@ -1,26 +1,28 @@
 //! Settings of single query heads.
 //!
 //! A selection is made head by head, from the head's own queries and its kv head's keys. Heads that
-//! share a rule are selected together; the rest of a call doesn't know of rules.
+//! share settings are selected together; the rest of a call doesn't know of them.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use prism_core::bands::BandRule;
 use prism_core::error::{PrismError, Result};
 use prism_core::{Budget, SelectionRule};
 use serde::{Deserialize, Serialize};
 
-/// Selection settings of some query heads; what isn't given stays as the config has it. Bands,
-/// scoring and calibration are the layer's: heads have none of their own.
+/// Selection settings of some query heads; what isn't given stays as the config has it. Scoring and
+/// calibration are the layer's: heads have none of their own.
 ///
 /// ```
 /// use burn_prism::{HeadOverride, PrismConfig};
 ///
-/// // Head 3 reads every causal block, heads 4 and 5 more than the rest.
+/// // Head 3 reads every causal block, heads 4 and 5 more than the rest; head 6 has one band.
 /// let config = PrismConfig::llama3()
 ///     .with_heads(HeadOverride::new([3]).with_mass(1.0))
-///     .with_heads(HeadOverride::new([4, 5]).with_mass(0.98));
+///     .with_heads(HeadOverride::new([4, 5]).with_mass(0.98))
+///     .with_heads(HeadOverride::new([6]).with_bands(0, 128));
 /// config.validate_for(32, 128)?;
-/// let error = config.validate_for(5, 128).unwrap_err().to_string();
-/// assert_eq!(error, "head overrides: there is no query head 5: there are 5");
+/// let error = config.validate_for(6, 128).unwrap_err().to_string();
+/// assert_eq!(error, "head overrides: there is no query head 6: there are 6");
 /// # Ok::<(), burn_prism::PrismError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -31,6 +33,9 @@ pub struct HeadOverride {
     /// Mass that each row keeps, in (0, 1]; 1 reads every causal block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mass: Option<f64>,
+    /// How dims are shared out between the bands; not where scoring has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bands: Option<BandRule>,
     /// As [`SelectionRule::min_blocks`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_blocks: Option<usize>,
@@ -48,6 +53,12 @@ impl HeadOverride {
     /// Sets the mass that each row keeps.
     pub fn with_mass(mut self, mass: f64) -> Self {
         self.mass = Some(mass);
+        self
+    }
+
+    /// Sets explicit band widths, as the paper counts them.
+    pub fn with_bands(mut self, high: usize, low: usize) -> Self {
+        self.bands = Some(BandRule::Dims { high, low });
         self
     }
 
@@ -102,28 +113,30 @@ pub(crate) fn check(
     Ok(())
 }
 
-/// Query heads, increasing, that share a rule.
+/// Query heads, increasing, that select alike.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct RuleGroup {
+pub(crate) struct HeadGroup {
     pub heads: Vec<usize>,
     pub rule: SelectionRule,
+    pub bands: BandRule,
 }
 
-/// All query heads by rule; a single group where every head has the same.
-pub(crate) fn by_rule(
+/// All query heads by their settings; a single group where every head has the layer's, or the same.
+pub(crate) fn groups(
     overrides: &[HeadOverride],
-    layer: SelectionRule,
+    (rule, bands): (SelectionRule, BandRule),
     q_heads: usize,
-) -> Vec<RuleGroup> {
-    let mut rules = vec![layer; q_heads];
+) -> Vec<HeadGroup> {
+    let mut settings = vec![(rule, bands); q_heads];
     for one in overrides {
-        one.heads.iter().for_each(|&head| rules[head] = one.rule(layer));
+        let own = (one.rule(rule), one.bands.unwrap_or(bands));
+        one.heads.iter().for_each(|&head| settings[head] = own);
     }
-    let mut groups: Vec<RuleGroup> = Vec::new();
-    for (head, rule) in rules.into_iter().enumerate() {
-        match groups.iter_mut().find(|group| group.rule == rule) {
+    let mut groups: Vec<HeadGroup> = Vec::new();
+    for (head, (rule, bands)) in settings.into_iter().enumerate() {
+        match groups.iter_mut().find(|group| (group.rule, group.bands) == (rule, bands)) {
             Some(group) => group.heads.push(head),
-            None => groups.push(RuleGroup { heads: vec![head], rule }),
+            None => groups.push(HeadGroup { heads: vec![head], rule, bands }),
         }
     }
     groups
@@ -137,7 +150,7 @@ pub(crate) fn indices(heads: impl IntoIterator<Item = usize>, device: &Device) -
 }
 
 /// Where each head went: the inverse of the order that the groups leave heads in.
-pub(crate) fn places(groups: &[RuleGroup]) -> Vec<usize> {
+pub(crate) fn places(groups: &[HeadGroup]) -> Vec<usize> {
     let order: Vec<usize> = groups.iter().flat_map(|group| group.heads.iter().copied()).collect();
     let mut places = vec![0; order.len()];
     for (place, head) in order.into_iter().enumerate() {
@@ -151,21 +164,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_of_equal_rules_form_one_group() {
-        let layer = SelectionRule::default();
-        assert_eq!(by_rule(&[], layer, 3).len(), 1);
+    fn heads_of_equal_settings_form_one_group() {
+        let (rule, bands) = (SelectionRule::default(), BandRule::default());
+        let layer = (rule, bands);
+        assert_eq!(groups(&[], layer, 3).len(), 1);
         // The first says what the layer says.
         let overrides = [
             HeadOverride::new([0]).with_mass(0.95),
             HeadOverride::new([4, 1]).with_mass(0.5),
             HeadOverride::new([2]).with_mass(0.5),
+            HeadOverride::new([5]).with_mass(0.5).with_bands(8, 8),
         ];
-        let groups = by_rule(&overrides, layer, 5);
-        let heads: Vec<_> = groups.iter().map(|group| group.heads.clone()).collect();
-        assert_eq!(heads, [vec![0, 3], vec![1, 2, 4]]);
-        assert_eq!(places(&groups), [0, 2, 3, 1, 4]);
-        assert_eq!(groups[1].rule, SelectionRule { budget: Budget::Mass(0.5), ..layer });
+        let split = groups(&overrides, layer, 6);
+        let heads: Vec<_> = split.iter().map(|group| group.heads.clone()).collect();
+        assert_eq!(heads, [vec![0, 3], vec![1, 2, 4], vec![5]]);
+        assert_eq!(places(&split), [0, 2, 3, 1, 4, 5]);
+        assert_eq!(split[1].rule, SelectionRule { budget: Budget::Mass(0.5), ..rule });
+        assert_eq!(split[2].bands, BandRule::Dims { high: 8, low: 8 });
         let every = [HeadOverride::new([0, 1, 2]).with_mass(0.5)];
-        assert_eq!(by_rule(&every, layer, 3).len(), 1);
+        assert_eq!(groups(&every, layer, 3).len(), 1);
     }
 }

@@ -104,7 +104,7 @@ impl PrismAttention {
         cache: &mut PrismCache,
         options: &AttentionOptions,
     ) -> Result<PrismOutput> {
-        let bands = self.config.validate_for(q.dims()[1], q.dims()[3])?;
+        self.config.validate_for(q.dims()[1], q.dims()[3])?;
         let options = attention::with_scale_of(options, &self.config);
         crate::config::resolve_scale(options.scale, q.dims()[3])?;
         cache.check_call(&q, &self.config, &options)?;
@@ -157,7 +157,7 @@ impl PrismAttention {
             _ => (dense_attention(q, keys, values, &options)?, None),
         };
         if let Some(pooled_q) = pooled_q.filter(|_| banded) {
-            cache.record_queries(pooled_q, &bands);
+            cache.record_queries(pooled_q, &self.config)?;
         }
         let report = Report { path, reason, selected };
         Ok(PrismOutput { output: result.output, lse: result.lse, report })
@@ -196,7 +196,7 @@ impl PrismAttention {
             return self.forward_cached(q, k, v, cache, options);
         }
         cache.check_call(&q, &self.config, options)?;
-        let bands = self.config.validate_for(q.dims()[1], q.dims()[3])?;
+        self.config.validate_for(q.dims()[1], q.dims()[3])?;
         let rotated = rotate_and_pool(q, k, table, &self.config, options)?;
         // As of a call that finds them rotated: see there.
         let banded = self.config.is_banded();
@@ -207,7 +207,7 @@ impl PrismAttention {
         cache.append(rotated.keys(), v.clone())?;
         let output = prism_attention_rotated(rotated, v)?;
         if let Some(pooled_q) = pooled_q {
-            cache.record_queries(pooled_q, &bands);
+            cache.record_queries(pooled_q, &self.config)?;
         }
         Ok(output)
     }

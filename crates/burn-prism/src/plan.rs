@@ -170,7 +170,7 @@ pub fn plan(
     };
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let cost = cost.with_scoring(shape, &grids, config.scoring);
-    let rules = config.by_rule(shape.q_heads).len();
+    let rules = config.head_groups(shape.q_heads).len();
     let scratch = match path {
         Path::Dense => 0,
         Path::Sparse => {

@@ -6,12 +6,12 @@ use burn::backend::tensor::IntTensor;
 use burn::tensor::{DType, Device, Tensor};
 use prism_core::error::Result;
 use prism_core::selection::extent;
-use prism_core::{AttentionShape, BlockGrid, Scoring, SelectionRule};
+use prism_core::{AttentionShape, BlockGrid, Scoring};
 
 use crate::attention::AttentionOptions;
 use crate::check;
 use crate::config::PrismConfig;
-use crate::heads::{RuleGroup, indices, places};
+use crate::heads::{HeadGroup, indices, places};
 use crate::ops::{PrismBackend, SecondOrderParams, SelectParams, Side};
 use crate::selected::SelectedBlocks;
 use crate::selectors;
@@ -38,8 +38,8 @@ pub fn select_blocks(
     }
     match config.scoring {
         Scoring::Bands => {
-            let groups = config.by_rule(shape.q_heads);
-            let [RuleGroup { rule, .. }] = groups.as_slice() else {
+            let groups = config.head_groups(shape.q_heads);
+            let [group] = groups.as_slice() else {
                 let (pooled_q, means) =
                     (pool_queries(q, &grids, config), pool(k, &grids, Side::Keys));
                 let history = [shape.batch, shape.q_heads, 4];
@@ -48,7 +48,7 @@ pub fn select_blocks(
                 let more_follows = options.more_follows;
                 return select_pooled(pooled_q, pooled_k, &shape, grids, config, more_follows);
             };
-            let params = select_params(&grids, config, *rule, &shape, options.more_follows)?;
+            let params = select_params(&grids, config, group, &shape, options.more_follows)?;
             let (q, k) = (q.into_dispatch(), k.into_dispatch());
             let selected = <Dispatch as PrismBackend>::prism_select_blocks(q, k, params);
             Ok(wrap(selected, grids))
@@ -158,16 +158,16 @@ pub(crate) fn select_pooled(
     if is_empty(&grids) {
         return Ok(nothing(&pooled_q.device(), shape, grids));
     }
-    let groups = config.by_rule(shape.q_heads);
-    if let [RuleGroup { rule, .. }] = groups.as_slice() {
-        return select_by(*rule, pooled_q, pooled_k, shape, grids, config, more_follows);
+    let groups = config.head_groups(shape.q_heads);
+    if let [group] = groups.as_slice() {
+        return select_group(group, pooled_q, pooled_k, shape, grids, config, more_follows);
     }
     let device = pooled_q.device();
     let (mut words, mut counts) = (Vec::new(), Vec::new());
-    for RuleGroup { heads, rule } in &groups {
-        let q = pooled_q.clone().select(1, indices(heads.iter().copied(), &device));
-        let k = pooled_k.of(heads, shape.group());
-        let selected = select_by(*rule, q, k, shape, grids.clone(), config, more_follows)?;
+    for group in &groups {
+        let q = pooled_q.clone().select(1, indices(group.heads.iter().copied(), &device));
+        let k = pooled_k.of(&group.heads, shape.group());
+        let selected = select_group(group, q, k, shape, grids.clone(), config, more_follows)?;
         words.push(selected.words);
         counts.push(selected.counts);
     }
@@ -177,9 +177,9 @@ pub(crate) fn select_pooled(
     Ok(SelectedBlocks { words, counts, grids })
 }
 
-/// Selects for heads that share a rule.
-fn select_by(
-    rule: SelectionRule,
+/// Selects for heads that select alike.
+fn select_group(
+    group: &HeadGroup,
     pooled_q: Tensor<4>,
     pooled_k: PooledKeys,
     shape: &AttentionShape,
@@ -193,14 +193,14 @@ fn select_by(
             q,
             means.into_dispatch(),
             history.into_dispatch(),
-            select_params(&grids, config, rule, shape, more_follows)?,
+            select_params(&grids, config, group, shape, more_follows)?,
         ),
         PooledKeys::SecondOrder { query_sub, key_sub, means, variances } => {
             <Dispatch as PrismBackend>::prism_select_second_order(
                 q,
                 means.into_dispatch(),
                 variances.into_dispatch(),
-                SecondOrderParams::new(grids.clone(), query_sub, key_sub, rule, more_follows),
+                SecondOrderParams::new(grids.clone(), query_sub, key_sub, group.rule, more_follows),
             )
         }
     };
@@ -210,12 +210,12 @@ fn select_by(
 fn select_params(
     grids: &[BlockGrid],
     config: &PrismConfig,
-    rule: SelectionRule,
+    group: &HeadGroup,
     shape: &AttentionShape,
     more_follows: bool,
 ) -> Result<SelectParams> {
-    let bands = config.validate(shape.head_dim)?;
-    Ok(SelectParams::new(grids.to_vec(), bands, config.calibration, rule, more_follows))
+    let bands = config.bands_by(group.bands, shape.head_dim)?;
+    Ok(SelectParams::new(grids.to_vec(), bands, config.calibration, group.rule, more_follows))
 }
 
 pub(crate) fn wrap(

@@ -16,7 +16,7 @@ use crate::attention::AttentionOptions;
 use crate::config::{PrismConfig, resolve_scale};
 use crate::fallback;
 use crate::fallback::selectors::{Call, TILE_BYTES, Words};
-use crate::heads::{RuleGroup, indices, places};
+use crate::heads::{HeadGroup, indices, places};
 use crate::ops::{PrismBackend, SelectParams, Side};
 use crate::plan::Kernel;
 use crate::select::{self, PooledKeys, select_blocks};
@@ -70,7 +70,10 @@ pub(crate) fn scores_means(selector: &SelectorConfig) -> bool {
 
 /// Whether a method takes means of blocks.
 pub(crate) fn pools(selector: &SelectorConfig) -> bool {
-    let others = matches!(selector, SelectorConfig::Lsh(_) | SelectorConfig::FlexPrefill(_));
+    let others = matches!(
+        selector,
+        SelectorConfig::Lsh(_) | SelectorConfig::FlexPrefill(_) | SelectorConfig::Prism(_)
+    );
     scores_means(selector) || others
 }
 
@@ -79,8 +82,8 @@ pub(crate) fn pools(selector: &SelectorConfig) -> bool {
 pub(crate) fn has_kernels(config: &PrismConfig, q_heads: usize, attention: Kernel) -> bool {
     match &config.selector {
         Some(SelectorConfig::Outliers(_)) => {
-            let takes = |group: &RuleGroup| kernels_take_outliers(&group.rule);
-            attention.is_cube() && config.by_rule(q_heads).iter().all(takes)
+            let takes = |group: &HeadGroup| kernels_take_outliers(&group.rule);
+            attention.is_cube() && config.head_groups(q_heads).iter().all(takes)
         }
         Some(selector) => scores_means(selector),
         None => true,
@@ -172,12 +175,17 @@ pub(crate) fn select(
         let factor = scale * (shape.head_dim as f64).sqrt();
         (select::pool(q.clone(), &grids, Side::Queries) * factor, means_k)
     });
+    let bands = match selector {
+        SelectorConfig::Prism(options) => Some(config.part_bands(options, shape.head_dim)?),
+        _ => None,
+    };
     let select = |rule: SelectionRule| {
         let rule = rule_of(selector, rule);
         let selected = match &means {
             Some((q, k)) => Some(select_means(q.clone(), k.clone(), &grids, rule, more_follows)),
             None => {
-                let call = Call { grids: &grids, rule, more_follows, scale: scale as f32 };
+                let (bands, scale) = (bands.clone(), scale as f32);
+                let call = Call { grids: &grids, rule, more_follows, scale, bands };
                 let (q, k) = (q.clone().into_dispatch(), k.clone().into_dispatch());
                 fallback::selectors::select::<Dispatch>(q, k, selector, &call)
             }
@@ -187,14 +195,14 @@ pub(crate) fn select(
         let reason = format!("{} is set by scoring, bands and calibration", selector.name());
         selected.ok_or(PrismError::Selector { reason })
     };
-    let groups = config.by_rule(shape.q_heads);
+    let groups = config.head_groups(shape.q_heads);
     if let [group] = groups.as_slice() {
         return select(group.rule);
     }
     // Every rule selects for all heads; of each, the heads that have it are kept.
     let device = q.device();
     let (mut words, mut counts) = (Vec::new(), Vec::new());
-    for RuleGroup { heads, rule } in &groups {
+    for HeadGroup { heads, rule, .. } in &groups {
         let (selected, heads) = (select(*rule)?, indices(heads.iter().copied(), &device));
         words.push(selected.words.select(1, heads.clone()));
         counts.push(selected.counts.select(1, heads));
@@ -224,6 +232,7 @@ fn select_means(
 fn rule_of(selector: &SelectorConfig, rule: SelectionRule) -> SelectionRule {
     let budget = match selector {
         SelectorConfig::TopK(options) => Some(Budget::TopK(options.blocks)),
+        SelectorConfig::Prism(options) => options.mass.map(Budget::Mass),
         SelectorConfig::MeanPool(options) => options.mass.map(Budget::Mass),
         SelectorConfig::Oracle(options) => options.mass.map(Budget::Mass),
         _ => None,

@@ -264,7 +264,7 @@ fn is_what_cannot_be_measured_refused_by_name() {
         (&["recall"], &["--layers", "9"], "layer must be below 3, got 9"),
         (&["recall"], &["--selector", "dense"], "selects nothing"),
         (&["spectrum"], &["--block", "100000"], "block must be 1 to the"),
-        (&["ablate"], &["--vary", "pool-block"], "pool-block can't be varied"),
+        (&["ablate"], &["--vary", "depth"], "block, pool-block, dense-last-blocks"),
     ];
     for (study, args, says) in cases {
         let (ok, _, error) = prism(&[&["eval"], study, &text[..], args].concat());

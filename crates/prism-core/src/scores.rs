@@ -50,17 +50,8 @@ impl Scoring {
         let Self::SecondOrder { query_sub, key_sub } = *self else {
             return Ok(());
         };
-        for (name, got) in [("query_sub", query_sub), ("key_sub", key_sub)] {
-            let sizes = MIN_SUB_BLOCK..=MAX_SUB_BLOCK;
-            let fits = match block < MIN_SUB_BLOCK {
-                true => got == block,
-                false => sizes.contains(&got) && block.is_multiple_of(got),
-            };
-            if !fits {
-                return Err(PrismError::SubBlock { name, block, got });
-            }
-        }
-        Ok(())
+        check_sub_block("query_sub", query_sub, block)?;
+        check_sub_block("key_sub", key_sub, block)
     }
 
     /// Entries of the softmax of a row that sees `keys` keys.
@@ -70,6 +61,16 @@ impl Scoring {
             Self::SecondOrder { key_sub, .. } => key_sub,
         })
     }
+}
+
+/// Checks a sub-block against the size of the blocks: see [`Scoring::validate`].
+pub(crate) fn check_sub_block(name: &'static str, got: usize, block: usize) -> Result<()> {
+    let sizes = MIN_SUB_BLOCK..=MAX_SUB_BLOCK;
+    let fits = match block < MIN_SUB_BLOCK {
+        true => got == block,
+        false => sizes.contains(&got) && block.is_multiple_of(got),
+    };
+    if fits { Ok(()) } else { Err(PrismError::SubBlock { name, block, got }) }
 }
 
 /// Over which blocks the calibration's RMS runs.

@@ -25,14 +25,22 @@ pub enum Axis {
     Calibration,
     /// Blocks of 64, 128, 256.
     Block,
+    /// Means of 16 to 128 positions, of blocks of 128.
+    PoolBlock,
     /// Dense last blocks 0, 1.
     DenseLastBlocks,
 }
 
 impl Axis {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Mass, Self::Bands, Self::Calibration, Self::Block, Self::DenseLastBlocks];
+    pub const ALL: [Self; 6] = [
+        Self::Mass,
+        Self::Bands,
+        Self::Calibration,
+        Self::Block,
+        Self::PoolBlock,
+        Self::DenseLastBlocks,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -41,6 +49,7 @@ impl Axis {
             Self::Bands => "bands",
             Self::Calibration => "calibration",
             Self::Block => "block",
+            Self::PoolBlock => "pool-block",
             Self::DenseLastBlocks => "dense-last-blocks",
         }
     }
@@ -62,6 +71,12 @@ impl Axis {
                 ("block 128", "block=128"),
                 ("block 256", "block=256"),
             ]),
+            Self::PoolBlock => named(&[
+                ("pool block 16", "pool_block=16"),
+                ("pool block 32", "pool_block=32"),
+                ("pool block 64", "pool_block=64"),
+                ("pool block 128", ""),
+            ]),
             Self::DenseLastBlocks => named(&[
                 ("dense last blocks 0", "dense_last_blocks=0"),
                 ("dense last blocks 1", "dense_last_blocks=1"),
@@ -75,13 +90,6 @@ impl FromStr for Axis {
     type Err = EvalError;
 
     fn from_str(name: &str) -> Result<Self> {
-        if name == "pool-block" {
-            return Err(EvalError::NoKernel {
-                setting: "pool-block",
-                reason: "the kernels pool by bands the blocks that they select; second_order's \
-                         query_sub and key_sub pool smaller ones",
-            });
-        }
         Self::ALL.into_iter().find(|axis| axis.name() == name).ok_or_else(|| {
             let names = Self::ALL.map(Self::name).join(", ");
             EvalError::argument("what to ablate", names, name)
@@ -212,9 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_what_needs_other_kernels_refused_by_name() {
-        let error = "pool-block".parse::<Axis>().unwrap_err().to_string();
-        assert!(error.contains("pool-block can't be varied"), "{error}");
+    fn are_unknown_axes_refused_by_name() {
         let error = "depth".parse::<Axis>().unwrap_err().to_string();
         assert!(error.contains("mass, bands, calibration"), "{error}");
         for axis in Axis::ALL {

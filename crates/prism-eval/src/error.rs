@@ -74,14 +74,6 @@ pub enum EvalError {
         /// What is wrong.
         reason: String,
     },
-    /// A setting that none of the kernels has.
-    #[error("{setting} can't be varied: {reason}")]
-    NoKernel {
-        /// The setting.
-        setting: &'static str,
-        /// What would be needed.
-        reason: &'static str,
-    },
     /// A task that needs what wasn't given or isn't here.
     #[error("{task}: {reason}")]
     Task {

@@ -1,5 +1,7 @@
 //! The order in which rows are worked: kv heads one after the other, so that the keys of one stay
 //! in cache; within it the rows that read most come first, so that none is left over at the end.
+//! Where the lengths are alike, a group's heads lie side by side: what they select in common is
+//! then read from memory once.
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -40,7 +42,8 @@ pub fn schedule(
             buffer(&selection.counts, lines),
             buffer(&order, lines),
             batch * kv_heads,
-            lines / (batch * kv_heads),
+            selection.rows,
+            q_heads / kv_heads,
             key_blocks.max(1),
             units as usize,
         );
@@ -53,13 +56,15 @@ fn schedule_kernel(
     counts: &[u32],
     order: &mut [u32],
     heads: usize,
-    lines: usize,
+    rows: usize,
+    group: usize,
     key_blocks: usize,
     #[comptime] units: usize,
 ) {
     if CUBE_POS >= heads {
         terminate!();
     }
+    let lines = group * rows;
     let base = CUBE_POS * lines;
     let unit = UNIT_POS as usize;
     let places = Shared::<[Atomic<u32>]>::new_slice(BINS);
@@ -87,8 +92,9 @@ fn schedule_kernel(
     sync_cube();
     let mut i = unit;
     while i < lines {
-        let place = places[length_bin(counts[base + i], key_blocks)].fetch_add(1u32);
-        order[base + place as usize] = (base + i) as u32;
+        let line = base + (i % group) * rows + rows - 1 - i / group;
+        let place = places[length_bin(counts[line], key_blocks)].fetch_add(1u32);
+        order[base + place as usize] = line as u32;
         i += units;
     }
 }

@@ -50,7 +50,7 @@ pub fn select_blocks<B: PrismBackend>(
 }
 
 /// The heads of some sequences on one grid.
-struct Heads<B: Backend> {
+pub(super) struct Heads<B: Backend> {
     /// Of each band: queries over √d · τ `[batch, q_heads, rows, dims]` and transposed keys
     /// `[batch, kv_heads, dims, key_blocks]`.
     bands: Vec<(Float<B>, Float<B>)>,
@@ -58,7 +58,18 @@ struct Heads<B: Backend> {
 }
 
 impl<B: Backend> Heads<B> {
-    fn new(
+    /// Bands that hold dims.
+    pub(super) fn bands(&self) -> usize {
+        self.bands.len()
+    }
+
+    /// Scores of band `z`, `[batch, q_heads, rows, keys]`, of the first `keys` blocks.
+    pub(super) fn scores(&self, z: usize, rows: Range<usize>, keys: usize) -> Float<B> {
+        let (q, k) = &self.bands[z];
+        scores(q.clone().slice(2, rows), k.clone().slice(3, 0..keys))
+    }
+
+    pub(super) fn new(
         q: Float<B>,
         k: Float<B>,
         history: Float<B>,
@@ -111,11 +122,8 @@ impl<B: Backend> RowSource<B> for Heads<B> {
 
     fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B> {
         let [.., blocks] = future.dims::<4>();
-        let band = |(q, k): &(Float<B>, Float<B>)| {
-            let scores = scores(q.clone().slice(2, rows.clone()), k.clone().slice(3, 0..blocks));
-            masses(probabilities(scores, future), future)
-        };
-        Choice::Masses(self.bands.iter().map(band).collect())
+        let band = |z| masses(probabilities(self.scores(z, rows.clone(), blocks), future), future);
+        Choice::Masses((0..self.bands()).map(band).collect())
     }
 }
 

@@ -206,6 +206,7 @@ impl SelectorConfig {
     pub fn validate_block(&self, block: usize) -> Result<()> {
         self.validate()?;
         match self {
+            Self::Prism(options) => options.validate_block(block),
             Self::SecondOrder(options) => options.scoring(block).validate(block),
             Self::Outliers(options) => options.validate_block(block),
             Self::XAttention(options) => options.validate_block(block),
@@ -342,6 +343,7 @@ mod tests {
     #[case("outliers", "threshold", "0", "threshold must be above 0 and at most 1, got 0")]
     #[case("mean_pool", "mass", "0", "mass must be above 0 and at most 1, got 0")]
     #[case("prism", "high_dims", "64", "go together")]
+    #[case("prism", "pool_block", "-1", "pool_block=-1: invalid value: integer `-1`")]
     #[case("flexprefill", "tau", "-1", "tau must be between 0 and 1, got -1")]
     #[case(
         "flexprefill",

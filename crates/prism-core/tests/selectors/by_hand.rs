@@ -115,6 +115,48 @@ fn lsh_s_directions_are_normal_and_seeded() {
     assert!((moment(4) - 3.0).abs() < 0.2, "{}", moment(4));
 }
 
+/// In parts of 16, a block of 32 has the mass of its two key parts, averaged over two query parts. To the
+/// last query part, four key parts weigh 1 : 3 : 2 : 4; to the one before, which sees three, the same.
+#[test]
+fn prism_adds_up_the_masses_of_parts() {
+    let ln = |x: f32| x.ln();
+    let mut problem = Problem::new(32, &[(64, 64)], (1, 1), 1, 0);
+    let part = |of: [f32; 4]| of.into_iter().flat_map(|x| [x; 16]).collect::<Vec<f32>>();
+    problem.k = part([ln(1.0), ln(3.0), ln(2.0), ln(4.0)]);
+    // Row 1 has parts 2 and 3: 1/3 each of three keys, then tenths of four.
+    problem.q = part([0.0, 0.0, 0.0, 1.0]);
+    // Block 0: (2/3 + 4/10) / 2 = .533; block 1: (1/3 + 6/10) / 2 = .467.
+    let of = |mass| {
+        let selector = Prism {
+            mass: Some(mass),
+            calibration: prism_core::Calibration::Off,
+            pool_block: Some(16),
+            ..Prism::default()
+        };
+        last_row(&problem, &selector)
+    };
+    assert_eq!(of(0.53), [0]);
+    assert_eq!(of(0.54), [0, 1]);
+    let whole = |mass| last_row(&problem, &MeanPool { mass: Some(mass) });
+    // Of means of whole blocks the nearer one is the heavier.
+    assert_eq!(whole(0.5), [1]);
+}
+
+#[test]
+fn parts_fit_the_block() {
+    let problem = Problem::new(48, &[(100, 100)], (1, 1), 16, 7);
+    let of = |pool_block| {
+        use prism_core::selectors::Selector;
+        Prism { pool_block: Some(pool_block), ..Prism::default() }.select(&problem.input(bare()))
+    };
+    assert!(of(16).is_ok() && of(48).is_ok());
+    for bad in [0, 8, 32, 96] {
+        let error = of(bad).unwrap_err().to_string();
+        let says = format!("pool_block must be 16 to 128 and divide the block of 48, got {bad}");
+        assert_eq!(error, says);
+    }
+}
+
 /// Prism's selector is the rule on the oracle's pooled vectors.
 #[test]
 fn prism_is_the_rule_of_the_crate() {
@@ -127,7 +169,8 @@ fn prism_is_the_rule_of_the_crate() {
     let k = oracle::pool_keys(&wide(&problem.k), 2, 230, 16, &problem.grids);
     for (high_dims, low_dims) in [(None, None), (Some(8), Some(12))] {
         for calibration in [prism_core::Calibration::Global, prism_core::Calibration::Off] {
-            let selector = Prism { mass: Some(0.8), high_dims, low_dims, calibration };
+            let mass = Some(0.8);
+            let selector = Prism { mass, high_dims, low_dims, calibration, ..Prism::default() };
             let rule =
                 SelectionRule { budget: prism_core::Budget::Mass(0.8), ..SelectionRule::default() };
             let bands = prism_core::Bands::new(selector.bands(), Some(&rope), 16, 16).unwrap();

@@ -9,11 +9,12 @@ mod last_queries;
 mod lines;
 mod minference;
 mod outliers;
+mod parts;
 mod patterns;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use prism_core::SelectorConfig;
-use prism_core::{BlockGrid, SelectionRule};
+use prism_core::bands::Bands;
+use prism_core::{BlockGrid, SelectionRule, SelectorConfig};
 
 use super::TILE;
 use super::rule::Rule;
@@ -33,6 +34,8 @@ pub struct Call<'a> {
     pub more_follows: bool,
     /// Factor on the scores of attention.
     pub scale: f32,
+    /// What Prism scores parts of blocks within.
+    pub bands: Option<Bands>,
 }
 
 /// Bytes that temporaries of all runs take together, about.
@@ -48,7 +51,7 @@ pub fn select<B: PrismBackend>(
     let (q, k) = (Float::<B>(q), Float::<B>(k));
     let [_, heads, ..] = q.dims::<4>();
     let device = q.device();
-    let Call { grids, rule, more_follows, scale } = *call;
+    let Call { grids, rule, more_follows, scale, .. } = *call;
     let rule = Rule { grids, rule: &rule, more_follows, heads };
     let of =
         |x: &Float<B>, sequences: &std::ops::Range<usize>| x.clone().slice(0, sequences.clone());
@@ -74,7 +77,7 @@ pub fn select<B: PrismBackend>(
         SelectorConfig::Dilated(options) => rule
             .select(&device, |_, grid| patterns::Segments::<B>::new(options, grid, heads, &device)),
         SelectorConfig::Lsh(options) => {
-            let (q, k) = pooled(&q, &k, grids);
+            let (q, k) = pooled(&q, &k, grids.to_vec());
             rule.select(&device, |sequences, grid| {
                 hash::Buckets::new(of(&q, &sequences), of(&k, &sequences), grid, options)
             })
@@ -83,17 +86,26 @@ pub fn select<B: PrismBackend>(
             minference::lines(of(&q, &sequences), of(&k, &sequences), grid, scale, options)
         }),
         SelectorConfig::FlexPrefill(options) => {
-            let (means_q, means_k) = pooled(&q, &k, grids);
+            let (means_q, means_k) = pooled(&q, &k, grids.to_vec());
             rule.select(&device, |sequences, grid| {
                 let (q, k) = (of(&q, &sequences), of(&k, &sequences));
                 let means = (of(&means_q, &sequences), of(&means_k, &sequences));
                 flexprefill::lines((q, k), means, grid, scale, options)
             })
         }
-        SelectorConfig::Prism(_)
-        | SelectorConfig::SecondOrder(_)
-        | SelectorConfig::MeanPool(_)
-        | SelectorConfig::TopK(_) => return None,
+        SelectorConfig::Prism(options) => {
+            let (pool, bands) = (options.pool_block?, call.bands.clone()?);
+            let parts = grids.iter().map(|grid| grid.subdivided(pool)).collect();
+            let (means_q, means_k) = pooled(&q, &k, parts);
+            let calibration = options.calibration;
+            rule.select(&device, |sequences, grid| {
+                let means = (of(&means_q, &sequences), of(&means_k, &sequences));
+                parts::Parts::new(means, grid, pool, &bands, calibration)
+            })
+        }
+        SelectorConfig::SecondOrder(_) | SelectorConfig::MeanPool(_) | SelectorConfig::TopK(_) => {
+            return None;
+        }
     })
 }
 
@@ -118,9 +130,9 @@ pub fn select_outliers<B: PrismBackend>(
 fn pooled<B: PrismBackend>(
     q: &Float<B>,
     k: &Float<B>,
-    grids: &[BlockGrid],
+    grids: Vec<BlockGrid>,
 ) -> (Float<B>, Float<B>) {
     use crate::ops::Side;
-    let pool = |x: &Float<B>, side| Float(B::prism_pool(x.0.clone(), grids.to_vec(), side));
+    let pool = |x: &Float<B>, side| Float(B::prism_pool(x.0.clone(), grids.clone(), side));
     (pool(q, Side::Queries), pool(k, Side::Keys))
 }
