@@ -151,9 +151,11 @@ fn hub() -> Result<()> {
     run(cargo().arg("test").args(on).args(["--lib", "--test", "hub"]))
 }
 
-/// The root of the repository.
+/// The root of the repository: as `cargo run` says it, because clones that share a folder of built
+/// programs share this one, too.
 fn root() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     Ok(manifest.parent().context("xtask lies at the root of the disk")?.to_path_buf())
 }
 

@@ -3,8 +3,6 @@
 
 use std::process::Command;
 
-use serde_json::Value;
-
 fn prism(args: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_prism")).args(args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -34,6 +32,7 @@ fn devices_without_these_kernels_are_refused() {
 #[cfg(feature = "cpu")]
 mod on_cpu {
     use prism_bench::attention::STEPS;
+    use serde_json::Value;
 
     use super::*;
 
