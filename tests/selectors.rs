@@ -10,7 +10,7 @@ use burn_prism::{
 };
 use prism_core::selectors::{Selector, SelectorInput};
 use rstest::rstest;
-use tests::{Inputs, Kind, all_devices, devices, has, values};
+use tests::{Inputs, Kind, all_devices, devices, has, has_exact_products, values};
 
 const BLOCK: usize = 16;
 
@@ -94,7 +94,7 @@ impl Problem {
     }
 
     /// The device chooses what the host chooses; a block may differ whose cumulative mass lies within
-    /// 1e-4 of the threshold.
+    /// 1e-4 of the threshold, or within what scores that round to TF32 move it by.
     fn check(
         &self,
         selector: &SelectorConfig,
@@ -126,7 +126,8 @@ impl Problem {
             let selector = selector.with_settings(&[(dial, mass.to_string())]).unwrap();
             self.host(&selector, config).to_bools()
         };
-        let (least, most) = (near(mass - 1e-4), near(mass + 1e-4));
+        let doubt = if has_exact_products(device) { 1e-4 } else { 5e-3 };
+        let (least, most) = (near(mass - doubt), near(mass + doubt));
         for (i, got) in got.to_bools().into_iter().enumerate() {
             assert!(got >= least[i] && got <= most[i], "{what}: block {i} of all");
         }

@@ -48,6 +48,12 @@ pub fn has(device: &Device, dtype: DType) -> bool {
     has
 }
 
+/// Whether Burn's own f32 products are right to f32: on NVIDIA GPUs they round to TF32, by another kernel for
+/// another number of rows. Kernels of ours don't.
+pub fn has_exact_products(device: &Device) -> bool {
+    !format!("{device:?}").contains("Cuda")
+}
+
 /// The device of a name; one that isn't built is a failure, never a pass.
 fn device(name: &str) -> Device {
     match name {

@@ -8,7 +8,7 @@ mod python;
 mod sass;
 mod vulkan;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
