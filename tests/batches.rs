@@ -94,12 +94,15 @@ fn assert_equal(llama: &Llama, prompts: &[Vec<u32>], what: &str) -> Vec<Path> {
     let (right, got) = (alone(llama, prompts), together(llama, &batch));
     let layers = llama.config().layers;
     for (prompt, (got, right)) in got.iter().zip(&right).enumerate() {
-        let off = apart(&got.0, &right.0);
-        assert!(off < allowed(&llama.device()), "{what}, prompt {prompt}: off by {off}");
+        let exact = has_exact_products(&llama.device());
+        // Rounding decides between blocks as heavy as each other, too, and one block makes 3 at once.
+        if exact || right.1.iter().all(|(path, _)| *path == Path::Dense) {
+            let off = apart(&got.0, &right.0);
+            assert!(off < allowed(&llama.device()), "{what}, prompt {prompt}: off by {off}");
+        }
         assert_eq!((got.1.len(), right.1.len()), (layers, layers));
         for (layer, (got, right)) in got.1.iter().zip(&right.1).enumerate() {
             assert_eq!(got.0, right.0, "{what}, prompt {prompt}, layer {layer}");
-            let exact = has_exact_products(&llama.device());
             assert!(!exact || got.1 == right.1, "{what}, prompt {prompt}, layer {layer}");
         }
     }
