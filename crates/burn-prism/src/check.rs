@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use prism_core::error::{PrismError, Result};
-use prism_core::{AttentionShape, BlockGrid, SequenceLengths, masses};
+use prism_core::{AttentionShape, BlockGrid, SelectorConfig, SequenceLengths, masses};
 
 use crate::config::PrismConfig;
 
@@ -48,7 +48,10 @@ pub(crate) fn grids(
 
 /// Checks that a row of `keys` keys has masses under settings that are valid themselves.
 pub(crate) fn selectable(config: &PrismConfig, keys: usize) -> Result<()> {
-    masses::check_row(match config.selector {
+    masses::check_row(match &config.selector {
+        Some(SelectorConfig::Prism(options)) => {
+            keys.div_ceil(options.pool_block.unwrap_or(config.block))
+        }
         Some(_) => keys.div_ceil(config.block),
         None => config.scoring.row_blocks(config.block, keys),
     })
