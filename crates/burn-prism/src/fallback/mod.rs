@@ -5,6 +5,7 @@
 //! computed as one batch; padding is sliced away rather than masked, since it may be NaN.
 
 mod attend;
+mod choice;
 mod linear;
 mod pool;
 mod rotate;

@@ -8,33 +8,9 @@ use burn::backend::tensor::{Device, IntTensor};
 use prism_core::selection::WORD_BITS;
 use prism_core::{BlockGrid, Budget, SelectionRule};
 
+use super::choice::{By, Choice, RowSource};
 use super::tensor::{Bool, Int};
 use super::{TILE, runs, steps};
-
-/// What the heads of some sequences on one grid say of their rows.
-pub trait RowSource<B: Backend> {
-    /// Elements that one row takes on the way.
-    fn row_elements(&self) -> usize;
-
-    /// What some rows say. `future` is `[1, 1, rows, blocks]`; `blocks` are those that the last of the
-    /// rows may read.
-    fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B>;
-}
-
-/// What rows say of their blocks.
-pub enum Choice<B: Backend> {
-    /// Integer masses of each band, `[batch, q_heads, rows, blocks]`, −1 in the future: the budget
-    /// chooses.
-    Masses(Vec<Int<B>>),
-    /// Such masses of one band: others follow the forced blocks until they all reach a mass, `None` for
-    /// every block.
-    AfterForced(Int<B>, Option<u32>),
-    /// Such masses of one band, and the mass from which a block is read.
-    Above(Int<B>, u32),
-    /// The blocks themselves, which broadcast to `[batch, q_heads, rows, blocks]`. What lies in the
-    /// future doesn't count.
-    Blocks(Bool<B>),
-}
 
 /// How masses become a selection.
 pub struct Rule<'a> {
@@ -62,7 +38,7 @@ impl Rule<'_> {
                 (Vec::new(), Vec::new())
             } else {
                 let source = source_of(sequences, grid);
-                steps(grid.rows(), (TILE / source.row_elements()).max(1))
+                steps(grid.rows(), (TILE / (batch * self.heads * grid.key_blocks())).max(1))
                     .map(|rows| pack(self.select_rows(grid, batch, rows, &source, device), width))
                     .unzip()
             };
@@ -73,6 +49,35 @@ impl Rule<'_> {
         let words = Int::join(words, 0, dims(batch, width), 0, device);
         let counts = Int::join(counts, 0, dims(batch, 1), 0, device);
         (words.0, counts.reshape([batch, self.heads, rows]).0)
+    }
+
+    /// What some rows say; `future` is as of [`RowSource::choose`]. A row may take more on the way than what
+    /// comes of it, so the source is asked for a few at a time: the many steps from there to a selection are
+    /// done for all of them at once.
+    fn ask<B: Backend>(
+        &self,
+        grid: &BlockGrid,
+        batch: usize,
+        rows: Range<usize>,
+        source: &impl RowSource<B>,
+        future: &Bool<B>,
+        device: &Device<B>,
+    ) -> Choice<B> {
+        let few = (TILE / source.row_elements()).max(1);
+        if few >= rows.len() {
+            return source.choose(rows, future);
+        }
+        let part = |some: Range<usize>| {
+            let own = some.start + rows.start..some.end + rows.start;
+            let blocks = grid.causal_blocks(own.end - 1);
+            let dims = [batch, self.heads, some.len(), blocks];
+            match source.choose(own, &future.clone().slice(2, some).slice(3, 0..blocks)) {
+                Choice::Blocks(blocks) => Choice::Blocks(blocks.expand(dims)),
+                masses => masses,
+            }
+        };
+        let dims = [batch, self.heads, rows.len(), grid.causal_blocks(rows.end - 1)];
+        Choice::join(steps(rows.len(), few).map(part).collect(), dims, device)
     }
 
     /// The blocks that some rows read, `[batch, q_heads, rows, blocks]`; `blocks` are those that
@@ -101,36 +106,29 @@ impl Rule<'_> {
         let one = Int::full(dims, 1, device);
         let mut selected = forced.clone().expand(dims);
         let mut best = Int::full(dims, -1, device);
-        let choice = source.choose(rows.clone(), &future);
-        let by_masses = matches!(choice, Choice::Masses(_) | Choice::AfterForced(..));
+        let choice = self.ask(grid, batch, rows.clone(), source, &future, device);
+        let by_masses = matches!(choice, Choice::Masses(_, By::Budget | By::AfterForced(_)));
         match choice {
-            Choice::Masses(bands) => {
+            Choice::Masses(bands, by) => {
                 for masses in bands {
-                    let kept = match (rule.budget, rule.target()) {
-                        (Budget::TopK(k), _) => heaviest(&masses, &one, &number(k)),
-                        (Budget::Mass(_), Some(mass)) => {
+                    let kept = match (by, rule.budget, rule.target()) {
+                        (By::Budget, Budget::TopK(k), _) => heaviest(&masses, &one, &number(k)),
+                        (By::Budget, Budget::Mass(_), Some(mass)) => {
                             heaviest(&masses, &masses, &number(mass as usize))
                         }
-                        (Budget::Mass(_), None) => !future.clone(),
+                        (By::Budget, Budget::Mass(_), None) | (By::AfterForced(None), ..) => {
+                            !future.clone()
+                        }
+                        (By::AfterForced(Some(target)), ..) => {
+                            let held = masses.clone().fill(&!forced.clone().expand(dims), 0).sum(3);
+                            let free = masses.clone().fill(&forced, -1);
+                            heaviest(&free, &free, &(number(target as usize) - held))
+                        }
+                        (By::Above(least), ..) => !masses.below(saturate(least as usize)),
                     };
                     selected = selected | kept;
                     best = best.max(masses);
                 }
-            }
-            Choice::AfterForced(masses, None) => {
-                selected = selected | !future.clone();
-                best = best.max(masses);
-            }
-            Choice::AfterForced(masses, Some(target)) => {
-                let held = masses.clone().fill(&!forced.clone().expand(dims), 0).sum(3);
-                let free = masses.clone().fill(&forced, -1);
-                let missing = number(target as usize) - held;
-                selected = selected | heaviest(&free, &free, &missing);
-                best = best.max(masses);
-            }
-            Choice::Above(masses, target) => {
-                selected = selected | !masses.below(saturate(target as usize));
-                best = best.max(masses);
             }
             Choice::Blocks(blocks) => {
                 selected = selected | (blocks & !future.clone());
@@ -172,14 +170,14 @@ impl Rule<'_> {
 /// to `target`; every block if they don't. Blocks of negative mass take no part.
 pub fn heaviest<B: Backend>(masses: &Int<B>, weights: &Int<B>, target: &Int<B>) -> Bool<B> {
     let Edge { heavier, tied, tied_weights, missing } = edge(masses, weights, target);
-    let before = tied_weights.clone().cumsum(3) - tied_weights;
+    let before = tied_weights.clone().cumsum() - tied_weights;
     heavier | (tied & before.lt(&missing))
 }
 
 /// The largest prefix in the same order whose masses add up to at most `limit`.
 pub fn heaviest_within<B: Backend>(masses: &Int<B>, limit: &Int<B>) -> Bool<B> {
     let Edge { heavier, tied, tied_weights, missing } = edge(masses, masses, limit);
-    heavier | (tied & !tied_weights.cumsum(3).gt(&missing))
+    heavier | (tied & !tied_weights.cumsum().gt(&missing))
 }
 
 /// Where a prefix ends.

@@ -6,7 +6,8 @@ use burn::backend::Backend;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use prism_core::second_order::SubBlocks;
 
-use super::rule::{Choice, RowSource, Rule};
+use super::choice::{By, Choice, RowSource};
+use super::rule::Rule;
 use super::softmax::scores;
 use super::sub_blocks::block_masses;
 use super::tensor::{Bool, Float};
@@ -59,6 +60,6 @@ impl<B: Backend> RowSource<B> for Heads<B> {
         let masses = block_masses(&self.grid, rows, future, |subs, keys| {
             scores(self.q.clone().slice(2, subs), self.k.clone().slice(3, 0..keys))
         });
-        Choice::Masses(vec![masses])
+        Choice::Masses(vec![masses], By::Budget)
     }
 }

@@ -7,7 +7,8 @@ use burn::backend::{Backend, FloatDType, Shape, TensorMetadata};
 use prism_core::scores::SILENT_RMS;
 use prism_core::{BlockGrid, Calibration};
 
-use super::rule::{Choice, RowSource, Rule};
+use super::choice::{By, Choice, RowSource};
+use super::rule::Rule;
 use super::softmax::{masses, probabilities, scores};
 use super::tensor::{Bool, Float, Int};
 use crate::ops::{PrismBackend, SelectParams, Side};
@@ -123,7 +124,7 @@ impl<B: Backend> RowSource<B> for Heads<B> {
     fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B> {
         let [.., blocks] = future.dims::<4>();
         let band = |z| masses(probabilities(self.scores(z, rows.clone(), blocks), future), future);
-        Choice::Masses((0..self.bands()).map(band).collect())
+        Choice::Masses((0..self.bands()).map(band).collect(), By::Budget)
     }
 }
 

@@ -283,8 +283,23 @@ impl<B: Backend> Int<B> {
         Self(B::int_sum_dim(self.0, dim))
     }
 
-    pub fn cumsum(self, dim: usize) -> Self {
-        Self(B::int_cumsum(self.0, dim))
+    /// Sums of the elements so far along the last dim, of four. In stretches, which are summed likewise:
+    /// CubeCL's devices read everything before an element for each.
+    pub fn cumsum(self) -> Self {
+        const STRETCH: usize = 64;
+        let dims @ [a, b, c, len] = self.dims();
+        if len <= STRETCH {
+            return Self(B::int_cumsum(self.0, 3));
+        }
+        let (device, stretches) = (self.device(), len.div_ceil(STRETCH));
+        let lines = a * b * c;
+        let within = Self::join(vec![self], 3, [a, b, c, stretches * STRETCH], 0, &device)
+            .reshape([1, lines, stretches, STRETCH]);
+        let within = Self(B::int_cumsum(within.0, 3));
+        let sums = within.clone().slice(3, STRETCH - 1..STRETCH);
+        let sums = sums.reshape([1, 1, lines, stretches]);
+        let before = (sums.clone().cumsum() - sums).reshape([1, lines, stretches, 1]);
+        (within + before).reshape([a, b, c, stretches * STRETCH]).slice(3, 0..len).reshape(dims)
     }
 
     pub fn at_least(self, min: i32) -> Self {

@@ -7,7 +7,7 @@ use prism_core::BlockGrid;
 use prism_core::masses::MASS_ONE;
 use prism_core::second_order::SubBlocks;
 
-use crate::fallback::rule::{Choice, RowSource};
+use crate::fallback::choice::{By, Choice, RowSource};
 use crate::fallback::softmax::scores;
 use crate::fallback::sub_blocks::block_masses;
 use crate::fallback::tensor::{Bool, Float, Int};
@@ -85,12 +85,10 @@ impl<B: Backend> RowSource<B> for Groups<B> {
         let masses = block_masses(&self.grid, rows, future, |groups, keys| {
             scores(self.queries(groups), self.k.clone().slice(3, 0..keys))
         });
-        match self.after_forced {
-            None => Choice::Masses(vec![masses]),
-            Some(share) => {
-                let target = ((share * f64::from(MASS_ONE)).round() as u32).max(1);
-                Choice::AfterForced(masses, (share < 1.0).then_some(target))
-            }
-        }
+        let by = self.after_forced.map_or(By::Budget, |share| {
+            let target = ((share * f64::from(MASS_ONE)).round() as u32).max(1);
+            By::AfterForced((share < 1.0).then_some(target))
+        });
+        Choice::Masses(vec![masses], by)
     }
 }

@@ -6,7 +6,7 @@ use burn::backend::Backend;
 use prism_core::BlockGrid;
 use prism_core::selectors::Lsh;
 
-use crate::fallback::rule::{Choice, RowSource};
+use crate::fallback::choice::{Choice, RowSource};
 use crate::fallback::tensor::{Bool, Float, Int};
 
 /// The heads of some sequences on one grid.
@@ -38,7 +38,7 @@ impl<B: Backend> Buckets<B> {
             let both = Float::join(vec![along, opposite], 3, dims, 0.0, &device);
             // The first of the largest; 0 where a NaN leaves none.
             let largest = (both.clone() - both.max(3)).eq(0.0).int();
-            let first = largest.clone() * largest.clone().cumsum(3).is(1).int();
+            let first = largest.clone() * largest.clone().cumsum().is(1).int();
             let bucket = first * Int::range(0..2 * half, &device).reshape([1, 1, 1, 2 * half]);
             bucket.sum(3).reshape([batch, heads, blocks, rounds])
         };

@@ -7,7 +7,7 @@ use prism_core::BlockGrid;
 use prism_core::second_order::SubBlocks;
 use prism_core::selectors::Outliers;
 
-use crate::fallback::rule::{Choice, RowSource};
+use crate::fallback::choice::{By, Choice, RowSource};
 use crate::fallback::softmax::{masses, probabilities, scores};
 use crate::fallback::sub_blocks::{by_block, by_row};
 use crate::fallback::tensor::{Bool, Float, Int};
@@ -70,7 +70,7 @@ fn shortest<B: Backend>(k: Float<B>, grid: &SubBlocks) -> (Float<B>, Int<B>) {
     let closeness =
         Float::join(vec![closeness], 2, dims, f32::MIN, &device).reshape([batch, heads, subs, sub]);
     let best = (closeness.clone() - closeness.max(3)).eq(0.0).int();
-    let first = best.clone().cumsum(3).is(1) & !best.below(1);
+    let first = best.clone().cumsum().is(1) & !best.below(1);
     let keys = Float::join(vec![k], 2, [batch, heads, subs * sub, d], 0.0, &device)
         .reshape([batch, heads, subs, sub, d]);
     let others = !first.clone().reshape([batch, heads, subs, sub, 1]);
@@ -157,6 +157,6 @@ impl<B: Backend> RowSource<B> for Heads<B> {
             rows.len(),
             blocks,
         ]);
-        Choice::Above(masses(largest, future), self.target)
+        Choice::Masses(vec![masses(largest, future)], By::Above(self.target))
     }
 }

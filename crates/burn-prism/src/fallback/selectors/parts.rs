@@ -7,7 +7,7 @@ use prism_core::bands::Bands;
 use prism_core::second_order::SubBlocks;
 use prism_core::{BlockGrid, Calibration, SelectionRule};
 
-use super::super::rule::{Choice, RowSource};
+use super::super::choice::{By, Choice, RowSource};
 use super::super::select::Heads;
 use super::super::sub_blocks::block_masses;
 use super::super::tensor::{Bool, Float};
@@ -54,6 +54,6 @@ impl<B: Backend> RowSource<B> for Parts<B> {
                 self.heads.scores(z, queries, keys)
             })
         };
-        Choice::Masses((0..self.heads.bands()).map(band).collect())
+        Choice::Masses((0..self.heads.bands()).map(band).collect(), By::Budget)
     }
 }

@@ -7,7 +7,7 @@ use burn::backend::tensor::Device;
 use prism_core::BlockGrid;
 use prism_core::selectors::{Dilated, Streaming};
 
-use crate::fallback::rule::{Choice, RowSource};
+use crate::fallback::choice::{Choice, RowSource};
 use crate::fallback::tensor::{Bool, Int};
 
 /// First tokens and a window.

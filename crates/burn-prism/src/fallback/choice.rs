@@ -1,0 +1,131 @@
+//! What a method says of the rows of a selection: masses of their blocks, or the blocks.
+
+use std::ops::Range;
+
+use burn::backend::Backend;
+use burn::backend::tensor::Device;
+
+use super::tensor::{Bool, Int};
+
+/// What the heads of some sequences on one grid say of their rows.
+pub trait RowSource<B: Backend> {
+    /// Elements that one row takes on the way.
+    fn row_elements(&self) -> usize;
+
+    /// What some rows say. `future` is `[1, 1, rows, blocks]`; `blocks` are those that the last of the
+    /// rows may read.
+    fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B>;
+}
+
+/// What rows say of their blocks.
+pub enum Choice<B: Backend> {
+    /// Integer masses of each band, `[batch, q_heads, rows, blocks]`, −1 in the future, and how they
+    /// choose.
+    Masses(Vec<Int<B>>, By),
+    /// The blocks themselves, which broadcast to `[batch, q_heads, rows, blocks]`. What lies in the
+    /// future doesn't count.
+    Blocks(Bool<B>),
+}
+
+/// How masses choose.
+#[derive(Clone, Copy)]
+pub enum By {
+    /// As the rule's budget says, each band for itself.
+    Budget,
+    /// Others follow the forced blocks until they all reach a mass, `None` for every block.
+    AfterForced(Option<u32>),
+    /// Every block from a mass on.
+    Above(u32),
+}
+
+impl<B: Backend> Choice<B> {
+    /// What rows after each other say, filled up to `[batch, q_heads, rows, blocks]`.
+    pub fn join(parts: Vec<Self>, dims: [usize; 4], device: &Device<B>) -> Self {
+        let [batch, heads, _, blocks] = dims;
+        let mut bands: Vec<Vec<Int<B>>> = Vec::new();
+        let mut how = None;
+        for part in parts {
+            let (part, rest) = match part {
+                Self::Masses(masses, by) => {
+                    how = Some(by);
+                    (masses, -1)
+                }
+                Self::Blocks(blocks) => (vec![blocks.int()], 0),
+            };
+            bands.resize_with(part.len(), Vec::new);
+            for (band, part) in bands.iter_mut().zip(part) {
+                let wide = [batch, heads, part.dims::<4>()[2], blocks];
+                band.push(Int::join(vec![part], 3, wide, rest, device));
+            }
+        }
+        let mut bands = bands.into_iter().map(|band| Int::join(band, 2, dims, 0, device));
+        match how {
+            Some(by) => Self::Masses(bands.collect(), by),
+            None => Self::Blocks(
+                Int::join(bands.next().into_iter().collect(), 2, dims, 0, device).is(1),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::Dispatch;
+    use burn::tensor::{Device, Tensor, TensorData};
+
+    type Ints = crate::fallback::tensor::Int<Dispatch>;
+
+    fn ints<const D: usize>(values: Vec<i32>, dims: [usize; D]) -> Ints {
+        let data = TensorData::new(values, dims);
+        Int(Tensor::<D, burn::tensor::Int>::from_data(data, &Device::flex()).into_dispatch())
+    }
+
+    fn values(x: Ints) -> Vec<i32> {
+        let x = Tensor::<4, burn::tensor::Int>::from_dispatch(x.0);
+        x.into_data().convert::<i32>().try_into_vec().unwrap()
+    }
+
+    #[test]
+    fn rows_said_apart_are_filled_up_and_joined() {
+        let parts = || (ints(vec![5, -1], [1, 2, 1, 1]), ints((0..8).collect(), [1, 2, 2, 2]));
+        let device = parts().0.device();
+        let (first, rest) = parts();
+        let masses = [first, rest].map(|x| Choice::Masses(vec![x.clone(), x + 10], By::Above(7)));
+        let Choice::Masses(joined, By::Above(7)) =
+            Choice::join(masses.into(), [1, 2, 3, 3], &device)
+        else {
+            panic!("masses became something else")
+        };
+        let [one, two] = <[Ints; 2]>::try_from(joined).ok().unwrap();
+        let right = [5, -1, -1, 0, 1, -1, 2, 3, -1, -1, -1, -1, 4, 5, -1, 6, 7, -1];
+        assert_eq!(values(one), right);
+        let right = right.map(|x| if x < 0 { -1 } else { x + 10 });
+        // What was −1 before 10 was added is no filling.
+        assert_eq!(values(two)[..9], right[..9]);
+
+        let (first, rest) = parts();
+        let blocks = [first, rest].map(|x| Choice::Blocks(x.below(4)));
+        let Choice::Blocks(joined) = Choice::join(blocks.into(), [1, 2, 3, 3], &device) else {
+            panic!("blocks became something else")
+        };
+        let right = [0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(values(joined.int()), right);
+    }
+
+    #[test]
+    fn sums_so_far_of_any_length() {
+        for len in [1, 63, 64, 65, 128, 4095, 4097, 70_000] {
+            let of = |line: usize, i: usize| ((i * 7919 + line * 31) % 13) as i32 - 4;
+            let all = (0..4 * len).map(|at| of(at / len, at % len)).collect();
+            let got = values(ints(all, [2, 1, 2, len]).cumsum());
+            for line in 0..4 {
+                let mut sum = 0;
+                for i in 0..len {
+                    sum += of(line, i);
+                    assert_eq!(got[line * len + i], sum, "line {line}, {i} of {len}");
+                }
+            }
+        }
+    }
+}
