@@ -30,8 +30,11 @@ fn prompts_of(lengths: &[usize]) -> Vec<Vec<u32>> {
     lengths.iter().copied().enumerate().map(prompt).collect()
 }
 
+/// Mass .7; all of it where rounding would decide between blocks as heavy as each other, and one block makes
+/// 3 of hidden states of RMS 5.
 fn unbanded(llama: &Llama) -> PrismConfig {
-    llama.prism_config().with_block(BLOCK).with_mass(0.7).with_dense_below(32)
+    let mass = if has_exact_products(&llama.device()) { 0.7 } else { 1.0 };
+    llama.prism_config().with_block(BLOCK).with_mass(mass).with_dense_below(32)
 }
 
 fn prism(llama: &Llama) -> PrismConfig {
@@ -94,16 +97,11 @@ fn assert_equal(llama: &Llama, prompts: &[Vec<u32>], what: &str) -> Vec<Path> {
     let (right, got) = (alone(llama, prompts), together(llama, &batch));
     let layers = llama.config().layers;
     for (prompt, (got, right)) in got.iter().zip(&right).enumerate() {
-        let exact = has_exact_products(&llama.device());
-        // Rounding decides between blocks as heavy as each other, too, and one block makes 3 at once.
-        if exact || right.1.iter().all(|(path, _)| *path == Path::Dense) {
-            let off = apart(&got.0, &right.0);
-            assert!(off < allowed(&llama.device()), "{what}, prompt {prompt}: off by {off}");
-        }
+        let off = apart(&got.0, &right.0);
+        assert!(off < allowed(&llama.device()), "{what}, prompt {prompt}: off by {off}");
         assert_eq!((got.1.len(), right.1.len()), (layers, layers));
         for (layer, (got, right)) in got.1.iter().zip(&right.1).enumerate() {
-            assert_eq!(got.0, right.0, "{what}, prompt {prompt}, layer {layer}");
-            assert!(!exact || got.1 == right.1, "{what}, prompt {prompt}, layer {layer}");
+            assert_eq!(got, right, "{what}, prompt {prompt}, layer {layer}");
         }
     }
     got.iter().map(|(_, done)| done[0].0).collect()
@@ -219,8 +217,14 @@ fn sampler(sampling: Sampling, seed: u64) -> Sampler {
 #[test]
 fn a_batch_generates_what_its_prompts_generate_one_by_one() {
     const ROOM: usize = 12;
-    // Rounding decides between tokens as likely as each other.
-    for device in devices().into_iter().filter(has_exact_products) {
+    for device in devices() {
+        if !has_exact_products(&device) {
+            // Of these the first logits are compared elsewhere.
+            eprintln!(
+                "{device:?}: rounding decides between tokens as likely as each other: not tested"
+            );
+            continue;
+        }
         let llama = open("tiny-llama31", &device);
         let prompts = prompts();
         let batch = Batch::new(&prompts).unwrap();

@@ -3,11 +3,12 @@
 
 use burn::tensor::{DType, Device, Tensor};
 use burn_prism::{
-    AttentionOptions, AttentionShape, BlockSelection, Calibration, HeadOverride, PrismCache,
-    PrismConfig, PrismError, PrismOutput, RotaryTable, Scoring, SelectorConfig, SequenceLengths,
-    Step, block_sparse_attention, plan, plan_rotated, prism_attention, prism_attention_rotated,
-    rotate_and_pool, select_blocks,
+    AttentionOptions, AttentionShape, BandRule, BlockSelection, Calibration, HeadOverride,
+    PrismCache, PrismConfig, PrismError, PrismOutput, RotaryTable, Scoring, SelectorConfig,
+    SequenceLengths, Step, block_sparse_attention, plan, plan_rotated, prism_attention,
+    prism_attention_rotated, rotate_and_pool, select_blocks,
 };
+use prism_core::selectors::Prism;
 use rstest::rstest;
 use tests::{Inputs, Kind, all_devices, devices, devices_and_wgpu, values};
 
@@ -248,7 +249,10 @@ fn plans_tell_of_every_selection() {
 #[case(HeadOverride::new([1]).with_mass(1.5), "mass must be above 0 and at most 1, got 1.5")]
 #[case(HeadOverride::new([1]).with_mass(f64::NAN), "mass must be above 0 and at most 1, got NaN")]
 #[case(HeadOverride::new([1]).with_max_blocks(0), "max_blocks must be at least 1, got 0")]
-#[case(HeadOverride::new([1]).with_bands(15, 0), "at most the rotary dim (64), got 15")]
+#[case(
+    HeadOverride::new([1]).with_bands(15, 0),
+    "heads [1]: bands: high_dims must be even and at most the rotary dim (64), got 15"
+)]
 #[case(HeadOverride::new([1]).with_bands(0, 66), "low_dims must be at most head_dim (64)")]
 #[case(
     HeadOverride::new([1]).with_min_blocks(9).with_max_blocks(8),
@@ -293,18 +297,17 @@ fn overrides_that_name_a_head_twice_are_refused() {
 }
 
 #[rstest]
-#[case(layer().with_scoring(SECOND_ORDER), "second-order scoring has none to set")]
-#[case(
-    layer().with_selector(SelectorConfig::from_settings::<&str, &str>("streaming", &[]).unwrap()),
-    "beside streaming heads have no bands of their own"
-)]
+#[case(layer().with_scoring(SECOND_ORDER))]
+#[case(layer().with_selector(SelectorConfig::Streaming(Default::default())))]
+#[case(layer().with_selector(SelectorConfig::Prism(Prism { pool_block: Some(16), ..Prism::default() })))]
 fn bands_of_heads_are_refused_where_scores_have_none(
     #[case] layer: PrismConfig,
-    #[case] says: &str,
+    #[values(BandRule::Auto, BandRule::Dims { high: 16, low: 48 })] bands: BandRule,
 ) {
-    let config = layer.with_heads(HeadOverride::new([1]).with_bands(16, 48));
-    let error = config.validate_for(HEADS, 64).unwrap_err().to_string();
-    assert!(error.contains(says), "{error}");
+    let own = HeadOverride { bands: Some(bands), ..HeadOverride::new([1, 4]) };
+    let error = layer.with_heads(own).validate_for(HEADS, 64).unwrap_err().to_string();
+    let says = "head overrides: heads [1, 4]: only Prism's own scoring has bands of heads";
+    assert_eq!(error, says);
 }
 
 #[test]

@@ -17,5 +17,7 @@ mod packed;
 mod policies;
 mod rope_probe;
 mod rotated;
+mod selector_parts;
+mod selector_problem;
 mod selectors;
 mod smollm2;

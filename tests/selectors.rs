@@ -4,24 +4,20 @@
 use burn::tensor::{DType, Device};
 use burn_prism::plan::Kernel;
 use burn_prism::{
-    AttentionOptions, AttentionShape, BlockGrid, BlockSelection, Budget, Calibration, HeadOverride,
-    PrismConfig, Rope, Scoring, SelectionRule, SelectorConfig, SequenceLengths, Step, plan,
-    prism_attention, select_blocks, select_blocks_by,
+    AttentionOptions, AttentionShape, BlockSelection, Budget, Calibration, HeadOverride,
+    PrismConfig, Scoring, SelectionRule, SelectorConfig, Step, plan, prism_attention,
+    select_blocks, select_blocks_by,
 };
-use prism_core::selectors::{Selector, SelectorInput};
 use rstest::rstest;
-use tests::{Inputs, Kind, all_devices, devices, has, has_exact_products, values};
+use tests::{all_devices, devices, has, values};
 
-const BLOCK: usize = 16;
-
-fn of(name: &str, settings: &[(&str, &str)]) -> SelectorConfig {
-    SelectorConfig::from_settings(name, settings).unwrap()
-}
+use super::selector_problem::{BLOCK, Problem, bare, of};
 
 /// Options that fit some hundred tokens.
 fn small() -> Vec<SelectorConfig> {
     vec![
         of("prism", &[("mass", "0.7"), ("high_dims", "8"), ("low_dims", "12")]),
+        of("prism", &[("mass", "0.7"), ("pool_block", "16"), ("calibration", "causal")]),
         of("second_order", &[("mass", "0.7")]),
         of("outliers", &[("threshold", "0.1")]),
         of("mean_pool", &[("mass", "0.7")]),
@@ -44,110 +40,6 @@ fn small() -> Vec<SelectorConfig> {
         of("top_k", &[("blocks", "3")]),
         of("oracle", &[("mass", "0.7")]),
     ]
-}
-
-struct Problem {
-    inputs: Inputs,
-    lengths: Vec<(usize, usize)>,
-    block: usize,
-}
-
-impl Problem {
-    fn new(lengths: &[(usize, usize)], dtype: DType, seed: u64) -> Self {
-        Self::with_heads([4, 2, 16], lengths, dtype, seed)
-    }
-
-    /// Of `[q_heads, kv_heads, head_dim]`.
-    fn with_heads(
-        [q_heads, kv_heads, d]: [usize; 3],
-        lengths: &[(usize, usize)],
-        dtype: DType,
-        seed: u64,
-    ) -> Self {
-        let longest = |f: fn(&(usize, usize)) -> usize| lengths.iter().map(f).max().unwrap();
-        let (q_len, kv_len) = (longest(|x| x.0), longest(|x| x.1));
-        let kv = [lengths.len(), kv_heads, kv_len, d];
-        let shape = AttentionShape::new([lengths.len(), q_heads, q_len, d], kv, kv).unwrap();
-        let inputs = Inputs::random(shape, Kind::Normal, dtype, seed);
-        Self { inputs, lengths: lengths.to_vec(), block: BLOCK }
-    }
-
-    fn grids(&self) -> Vec<BlockGrid> {
-        let grid = |&(q, kv): &(usize, usize)| BlockGrid::new(self.block, q, kv).unwrap();
-        self.lengths.iter().map(grid).collect()
-    }
-
-    fn options(&self) -> AttentionOptions {
-        let (q, kv) = self.lengths.iter().copied().unzip();
-        AttentionOptions::default().with_lengths(SequenceLengths::new(q, kv))
-    }
-
-    fn host(&self, selector: &SelectorConfig, config: &PrismConfig) -> BlockSelection {
-        let grids = self.grids();
-        let input = SelectorInput {
-            rope: Some(&config.rope),
-            rule: config.selection,
-            scale: config.scale.unwrap_or(0.25),
-            ..SelectorInput::new(&self.inputs.q, &self.inputs.k, self.inputs.shape, &grids)
-        };
-        selector.select(&input).unwrap()
-    }
-
-    /// The device chooses what the host chooses; a block may differ whose cumulative mass lies within
-    /// 1e-4 of the threshold, or within what scores that round to TF32 move it by.
-    fn check(
-        &self,
-        selector: &SelectorConfig,
-        config: &PrismConfig,
-        dtype: DType,
-        device: &Device,
-    ) {
-        let [q, k, _] = self.inputs.tensors(dtype, device);
-        let selected = select_blocks_by(q, k, selector, config, &self.options()).unwrap();
-        let (got, host) = (selected.to_host().unwrap(), self.host(selector, config));
-        got.validate(&self.grids(), self.inputs.shape.q_heads).unwrap();
-        if got == host {
-            return;
-        }
-        let what = format!("{device:?} {dtype:?} {selector} {:?}", self.lengths);
-        let mass = match selector {
-            SelectorConfig::XAttention(options) => options.threshold,
-            SelectorConfig::Outliers(options) => options.threshold,
-            SelectorConfig::FlexPrefill(options) => options.gamma,
-            _ if config.selection.max_blocks.is_some() => panic!("{what}: another selection"),
-            SelectorConfig::Prism(_)
-            | SelectorConfig::SecondOrder(_)
-            | SelectorConfig::MeanPool(_)
-            | SelectorConfig::Oracle(_) => 0.7,
-            _ => panic!("{what}: {} blocks differ", differ(&got, &host)),
-        };
-        let near = |mass: f64| {
-            let dial = selector.dial().unwrap();
-            let selector = selector.with_settings(&[(dial, mass.to_string())]).unwrap();
-            self.host(&selector, config).to_bools()
-        };
-        let doubt = if has_exact_products(device) { 1e-4 } else { 5e-3 };
-        let (least, most) = (near(mass - doubt), near(mass + doubt));
-        for (i, got) in got.to_bools().into_iter().enumerate() {
-            assert!(got >= least[i] && got <= most[i], "{what}: block {i} of all");
-        }
-    }
-}
-
-fn differ(a: &BlockSelection, b: &BlockSelection) -> usize {
-    a.to_bools().iter().zip(b.to_bools()).filter(|&(&a, b)| a != b).count()
-}
-
-fn bare() -> PrismConfig {
-    let mut config = PrismConfig::new(Rope::new(1e3)).with_block(BLOCK).with_dense_below(0);
-    config.selection = SelectionRule {
-        sink_blocks: 0,
-        recent_blocks: 0,
-        dense_last_blocks: 0,
-        min_blocks: 0,
-        ..SelectionRule::default()
-    };
-    config
 }
 
 /// Whole prompts, chunks, more queries than keys, sequences of several lengths.
@@ -218,47 +110,6 @@ fn kernels_find_outliers(#[case] heads: [usize; 3], #[case] lengths: &[(usize, u
             }
         }
     }
-}
-
-/// Means of parts of blocks, within bands of their own.
-#[rstest]
-#[case::whole(&[(400, 400)])]
-#[case::chunk(&[(137, 395)])]
-#[case::ragged(&[(300, 300), (61, 61), (0, 0), (5, 290)])]
-fn parts_of_blocks_are_scored_on_devices(#[case] lengths: &[(usize, usize)]) {
-    let mut problem = Problem::new(lengths, DType::F32, 113);
-    problem.block = 64;
-    let config = bare().with_block(64);
-    for device in devices() {
-        for pool in ["16", "32", "64"] {
-            for calibration in ["global", "causal", "off"] {
-                let settings =
-                    [("mass", "0.7"), ("pool_block", pool), ("calibration", calibration)];
-                problem.check(&of("prism", &settings), &config, DType::F32, &device);
-            }
-        }
-    }
-}
-
-/// Parts of blocks are a method of their own, whole blocks are Prism's settings.
-#[test]
-fn parts_of_blocks_stand_beside_the_settings() {
-    let layer = PrismConfig::smollm2();
-    let of = |settings: &[(&str, &str)]| layer.clone().with_selector(of("prism", settings));
-    assert_eq!(of(&[("pool_block", "128"), ("mass", "0.9")]), layer.clone().with_mass(0.9));
-    let parts = of(&[("pool_block", "32"), ("mass", "0.9")]);
-    parts.validate(64).unwrap();
-    assert_eq!(parts.selection, layer.selection);
-    let says = |config: PrismConfig| config.validate(64).unwrap_err().to_string();
-    let error = says(parts.clone().with_bands(16, 48));
-    assert!(error.contains("beside prism no scoring, bands or calibration is set"), "{error}");
-    let error = says(of(&[("pool_block", "48")]));
-    assert!(error.contains("divide the block of 128, got 48"), "{error}");
-    let error = says(of(&[("pool_block", "32"), ("high_dims", "80"), ("low_dims", "0")]));
-    assert!(error.contains("at most the rotary dim (64), got 80"), "{error}");
-    let shape = AttentionShape::new([1, 4, 8192, 64], [1, 2, 8192, 64], [1, 2, 8192, 64]).unwrap();
-    let plan = plan(&parts, &shape, None, DType::F32, &Device::flex()).unwrap();
-    assert_eq!((plan.selector, plan.selects_by), (Some("prism"), Some(Kernel::TensorOps)));
 }
 
 /// A plan says whether kernels select.
@@ -335,7 +186,7 @@ fn half_precision_inputs_are_scored_in_f32() {
     }
 }
 
-/// More rows and queries than one run holds: 4 · 1500 · 1500 elements are two runs and more.
+/// More than one go holds on the way: 4 · 1500 · 1500 elements are two and more.
 #[test]
 fn runs_of_rows_make_one_selection() {
     let problem = Problem::new(&[(1500, 1500)], DType::F32, 89);

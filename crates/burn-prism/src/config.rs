@@ -2,7 +2,7 @@
 
 use prism_core::bands::{BandRule, Bands};
 use prism_core::error::{PrismError, Result};
-use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule, SelectorConfig, selectors};
+use prism_core::{Budget, Calibration, Rope, Scoring, SelectionRule, SelectorConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::heads::{self, HeadGroup, HeadOverride};
@@ -120,7 +120,7 @@ impl PrismConfig {
     ///
     /// `prism` and `second_order` become these settings themselves, so that the block comes first: the
     /// sub-blocks of second order follow it. A mass of theirs becomes the budget. Only `prism` with a
-    /// `pool_block` below the block is a method beside them.
+    /// `pool_block` is a method beside them.
     ///
     /// ```
     /// use burn_prism::{PrismConfig, SelectorConfig};
@@ -136,7 +136,7 @@ impl PrismConfig {
     pub fn with_selector(mut self, selector: SelectorConfig) -> Self {
         (self.scoring, self.bands, self.calibration, self.selector) = Default::default();
         let mass = match selector {
-            SelectorConfig::Prism(options) if options.parts(self.block).is_none() => {
+            SelectorConfig::Prism(options) if options.pool_block.is_none() => {
                 (self.bands, self.calibration) = (options.bands(), options.calibration);
                 options.mass
             }
@@ -209,12 +209,8 @@ impl PrismConfig {
     pub fn validate(&self, head_dim: usize) -> Result<Bands> {
         prism_core::BlockGrid::new(self.block, 0, 0)?;
         self.scoring.validate(self.block)?;
-        let own_bands = self.heads.iter().filter_map(|one| one.bands);
-        if self.scoring != Scoring::Bands
-            && let Some(bands) =
-                own_bands.clone().chain([self.bands]).find(|&b| b != BandRule::Auto)
-        {
-            let reason = format!("second-order scoring has none to set, got {bands:?}");
+        if self.scoring != Scoring::Bands && self.bands != BandRule::Auto {
+            let reason = format!("second-order scoring has none to set, got {:?}", self.bands);
             return Err(PrismError::Bands { reason });
         }
         self.selection.validate()?;
@@ -223,22 +219,39 @@ impl PrismConfig {
         check_scale(self.scale)?;
         // Fails on bad RoPE settings even where explicit bands don't need the frequencies.
         self.rope.inv_freq(head_dim)?;
-        own_bands.clone().try_for_each(|rule| self.bands_by(rule, head_dim).map(drop))?;
-        if let Some(SelectorConfig::Prism(options)) = &self.selector {
-            self.part_bands(options, head_dim)?;
+        for HeadOverride { heads, bands, .. } in &self.heads {
+            let Some(rule) = *bands else { continue };
+            let refuse = |reason: String| {
+                Err(PrismError::HeadOverrides { reason: format!("heads {heads:?}: {reason}") })
+            };
+            if !self.is_banded() {
+                return refuse("only Prism's own scoring has bands of heads".into());
+            }
+            if let Err(error) = self.bands_by(rule, head_dim) {
+                return refuse(error.to_string());
+            }
         }
-        self.bands_by(self.bands, head_dim)
+        let (rule, block) = self.band_rules().first().copied().unwrap_or((self.bands, self.block));
+        Bands::new(rule, Some(&self.rope), head_dim, block)
     }
 
-    /// The bands of a rule: the layer's, or that of a group of heads.
+    /// The bands of a rule for means of blocks: the layer's, or that of a group of heads.
     pub(crate) fn bands_by(&self, rule: BandRule, head_dim: usize) -> Result<Bands> {
         Bands::new(rule, Some(&self.rope), head_dim, self.block)
     }
 
-    /// The bands that means of parts of blocks are scored within.
-    pub(crate) fn part_bands(&self, options: &selectors::Prism, head_dim: usize) -> Result<Bands> {
-        let pool = options.parts(self.block).unwrap_or(self.block);
-        Bands::new(options.bands(), Some(&self.rope), head_dim, pool)
+    /// Every rule of bands that scores are made by, the layer's first, with the positions of a mean.
+    pub(crate) fn band_rules(&self) -> Vec<(BandRule, usize)> {
+        match (&self.selector, self.scoring) {
+            (Some(SelectorConfig::Prism(options)), _) => {
+                vec![(options.bands(), options.pool_block.unwrap_or(self.block))]
+            }
+            (None, Scoring::Bands) => {
+                let own = self.heads.iter().filter_map(|one| one.bands);
+                std::iter::once(self.bands).chain(own).map(|rule| (rule, self.block)).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     fn check_selector(&self) -> Result<()> {
@@ -247,12 +260,11 @@ impl PrismConfig {
         };
         let name = selector.name();
         let refuse = |reason: String| Err(PrismError::Selector { reason });
-        let is_setting = match selector {
-            SelectorConfig::Prism(options) => options.parts(self.block).is_none(),
-            SelectorConfig::SecondOrder(_) => true,
-            _ => false,
+        let settings = match selector {
+            SelectorConfig::Prism(options) => options.pool_block.is_none(),
+            other => matches!(other, SelectorConfig::SecondOrder(_)),
         };
-        if is_setting {
+        if settings {
             return refuse(format!("{name} is set by scoring, bands and calibration"));
         }
         selector.validate_block(self.block)?;
@@ -262,9 +274,6 @@ impl PrismConfig {
             let reason =
                 format!("beside {name} no scoring, bands or calibration is set, got {set:?}");
             return refuse(reason);
-        }
-        if self.heads.iter().any(|one| one.bands.is_some()) {
-            return refuse(format!("beside {name} heads have no bands of their own"));
         }
         if !selector.takes_budget() && self.heads.iter().any(|one| one.mass.is_some()) {
             return refuse(format!("{name} has a budget of its own, but heads have a mass"));

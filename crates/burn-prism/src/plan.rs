@@ -89,7 +89,7 @@ pub enum Step {
     Pool,
     /// Both, reading Q and K once.
     RotateAndPool,
-    /// Which blocks each row reads; once a rule where heads have rules of their own
+    /// Which blocks each row reads; once for all heads of the same settings, where some have their own
     /// ([`PrismConfig::heads`]).
     Select,
     /// Attention.
@@ -170,13 +170,13 @@ pub fn plan(
     };
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let cost = cost.with_scoring(shape, &grids, config.scoring);
-    let rules = config.head_groups(shape.q_heads).len();
+    let groups = config.head_groups(shape.q_heads).len();
     let scratch = match path {
         Path::Dense => 0,
         Path::Sparse => {
             check::selectable(config, lengths.iter().map(|&(_, kv)| kv).max().unwrap_or(0))?;
-            let copies = if rules > 1 {
-                // Pooled vectors in the order of the rules, those of K for every query head.
+            let copies = if groups > 1 {
+                // Pooled vectors in the order of the groups, those of K for every query head.
                 let each = AttentionShape { kv_heads: shape.q_heads, ..*shape };
                 let cost = Cost::estimate(&each, &grids, 1.0, dtype.size());
                 let cost = cost.with_scoring(&each, &grids, config.scoring);
@@ -193,7 +193,7 @@ pub fn plan(
         Path::Sparse => {
             let pools = config.selector.as_ref().is_none_or(selectors::pools);
             let pool = pools.then_some(Step::Pool);
-            let selects = std::iter::repeat_n(Step::Select, rules);
+            let selects = std::iter::repeat_n(Step::Select, groups);
             pool.into_iter().chain(selects).chain([Step::Attend]).collect()
         }
     };

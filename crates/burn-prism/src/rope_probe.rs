@@ -8,7 +8,7 @@ use std::f64::consts::PI;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use prism_core::bands::Bands;
-use prism_core::{PrismError, RopeLayout, Scoring};
+use prism_core::{PrismError, RopeLayout};
 
 use crate::config::PrismConfig;
 use crate::rope_mismatch::{RopeMismatch, RopeProbe, WrongBands};
@@ -77,7 +77,7 @@ pub fn probe_rope(
     let [first, second] = [0, 1].map(|row| near.angles(row, &pairs));
     let turns: Vec<f64> = second.iter().zip(&first).map(|(b, a)| wrap(b - a)).collect();
 
-    let bands = wrong_bands(config, &expected, &turns, layout);
+    let bands = wrong_bands(config, head_dim, &turns, layout);
     if rotary_dim != 2 * inv_freq.len() {
         let expected = 2 * inv_freq.len();
         return Err(RopeMismatch::RotaryDim { expected, got: rotary_dim, bands });
@@ -283,25 +283,27 @@ fn theta(inv_freq: &[f64]) -> Option<f64> {
     fits.then_some(theta)
 }
 
-/// Dims that are in other bands than the measured rotation puts them.
+/// Dims that are in other bands than the measured rotation puts them, of the heads that it is worst for;
+/// none where scores have no bands.
 fn wrong_bands(
     config: &PrismConfig,
-    expected: &Bands,
+    head_dim: usize,
     inv_freq: &[f64],
     layout: RopeLayout,
 ) -> WrongBands {
-    let head_dim = expected.head_dim();
-    let right = Bands::of_pairs(config.bands, inv_freq, layout, head_dim, config.block);
     let belongs = |bands: &Bands, c| (bands.high().contains(&c), bands.low().contains(&c));
-    let dims = match (config.scoring, right) {
-        // Second order has no bands.
-        (Scoring::SecondOrder { .. }, _) => 0,
-        (_, Ok(right)) => {
-            (0..head_dim).filter(|&c| belongs(expected, c) != belongs(&right, c)).count()
+    let wrong = |(rule, block)| {
+        let expected = Bands::new(rule, Some(&config.rope), head_dim, block);
+        let right = Bands::of_pairs(rule, inv_freq, layout, head_dim, block);
+        match (expected, right) {
+            (Ok(expected), Ok(right)) => {
+                (0..head_dim).filter(|&c| belongs(&expected, c) != belongs(&right, c)).count()
+            }
+            // Widths that the model's rotation doesn't have.
+            _ => head_dim,
         }
-        // Widths that the model's rotation doesn't have.
-        (_, Err(_)) => head_dim,
     };
+    let dims = config.band_rules().into_iter().map(wrong).max().unwrap_or(0);
     WrongBands { dims, head_dim }
 }
 

@@ -1,4 +1,4 @@
-//! Ways to choose blocks beside Prism's own ([`prism_core::selectors`]), on any device.
+//! Ways to choose blocks beside Prism's own settings ([`prism_core::selectors`]), on any device.
 //!
 //! Means of blocks are scored by the kernels that Prism uses (`mean_pool`, `top_k`), and CubeCL's devices
 //! have kernels for `outliers`; the others run in tensor ops on the device of Q and K. None reads
@@ -8,6 +8,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 use prism_core::bands::Bands;
 use prism_core::error::{PrismError, Result};
+use prism_core::selectors::Prism;
 use prism_core::{
     AttentionShape, BlockGrid, Budget, Calibration, Scoring, SelectionRule, SelectorConfig,
 };
@@ -132,6 +133,11 @@ pub(crate) fn scratch_bytes(
     let map = (batch * q_heads) as u64 * blocks * blocks * 4;
     TILE_BYTES
         + match selector {
+            // Means of parts in f32, and each band's dims of them.
+            SelectorConfig::Prism(Prism { pool_block: Some(pool), .. }) => {
+                let parts = q_heads * q_len.div_ceil(*pool) + kv_heads * kv_len.div_ceil(*pool);
+                3 * (batch * parts * head_dim) as u64 * 4
+            }
             SelectorConfig::XAttention(_) | SelectorConfig::Oracle(_) => wide,
             // Keys in f32 and their squares, and then those that are outliers.
             SelectorConfig::Outliers(_) => wide + 8 * keys,
@@ -175,17 +181,14 @@ pub(crate) fn select(
         let factor = scale * (shape.head_dim as f64).sqrt();
         (select::pool(q.clone(), &grids, Side::Queries) * factor, means_k)
     });
-    let bands = match selector {
-        SelectorConfig::Prism(options) => Some(config.part_bands(options, shape.head_dim)?),
-        _ => None,
-    };
+    let bands = config.validate(shape.head_dim)?;
     let select = |rule: SelectionRule| {
         let rule = rule_of(selector, rule);
         let selected = match &means {
             Some((q, k)) => Some(select_means(q.clone(), k.clone(), &grids, rule, more_follows)),
             None => {
-                let (bands, scale) = (bands.clone(), scale as f32);
-                let call = Call { grids: &grids, rule, more_follows, scale, bands };
+                let scale = scale as f32;
+                let call = Call { grids: &grids, rule, more_follows, scale, bands: &bands };
                 let (q, k) = (q.clone().into_dispatch(), k.clone().into_dispatch());
                 fallback::selectors::select::<Dispatch>(q, k, selector, &call)
             }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use burn::tensor::DType;
-use burn_prism::{AttentionShape, Budget, Plan, PrismConfig, Rope, Scoring};
+use burn_prism::{AttentionShape, Budget, Plan, PrismConfig, Rope, Scoring, SelectorConfig};
 use prism_models::presets::{self, Family};
 use prism_models::shapes;
 use serde::Serialize;
@@ -14,8 +14,9 @@ use crate::{device, model, output};
 struct Report {
     #[serde(flatten)]
     plan: Plan,
-    high_dims: usize,
-    low_dims: usize,
+    /// Dims of the bands, where scores are made within some.
+    high_dims: Option<usize>,
+    low_dims: Option<usize>,
     /// Whose published mass acts unless another is given.
     preset: Family,
     config: PrismConfig,
@@ -48,8 +49,13 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let config = args.prism.apply(base)?;
     let plan = burn_prism::plan(&config, &shape, None, dtype, &device)?;
     let bands = config.validate(head_dim)?;
-    let report =
-        Report { plan, high_dims: bands.high().len(), low_dims: bands.low().len(), preset, config };
+    let banded = match &config.selector {
+        None => config.scoring == Scoring::Bands,
+        Some(selector) => matches!(selector, SelectorConfig::Prism(_)),
+    };
+    let dims = |band: &[usize]| banded.then_some(band.len());
+    let (high_dims, low_dims) = (dims(bands.high()), dims(bands.low()));
+    let report = Report { plan, high_dims, low_dims, preset, config };
     if args.json {
         return output::json(&report);
     }
@@ -75,7 +81,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             ["options".into(), selector.describe_options()]
         }
         Scoring::Bands => {
-            let (high, low) = (report.high_dims, report.low_dims);
+            let (high, low) = (bands.high().len(), bands.low().len());
             ["bands".into(), format!("{high} high, {low} low of {head_dim} dims")]
         }
         Scoring::SecondOrder { query_sub, key_sub } => {

@@ -65,6 +65,16 @@ fn plan_answers_without_running() {
     assert!(ok);
     assert_eq!(json["path"], "sparse");
     assert_eq!((json["high_dims"].as_u64(), json["low_dims"].as_u64()), (Some(64), Some(96)));
+    let bands = |args: &[&str]| {
+        let (ok, json, error) = prism(&[&["plan", "--json", "--selector"], args].concat());
+        assert!(ok, "{error}");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        (json["high_dims"].as_u64(), json["low_dims"].as_u64())
+    };
+    let parts =
+        ["prism", "--set", "pool_block=16", "--set", "high_dims=16", "--set", "low_dims=48"];
+    assert_eq!(bands(&parts), (Some(16), Some(48)));
+    assert_eq!(bands(&["streaming"]), (None, None));
     let (ok, json, _) = prism(&["plan", "--scoring", "second-order", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     let subs = &json["config"]["scoring"]["second_order"];

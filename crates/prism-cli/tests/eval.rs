@@ -253,6 +253,14 @@ fn do_all_selectors_go_through_and_does_the_oracle_keep_its_share() {
 }
 
 #[test]
+fn does_the_help_name_every_setting_to_vary() {
+    let (ok, help, _) = prism(&["eval", "ablate", "--help"]);
+    for axis in prism_eval::ablate::Axis::ALL {
+        assert!(ok && help.contains(axis.name()), "{}", axis.name());
+    }
+}
+
+#[test]
 fn is_what_cannot_be_measured_refused_by_name() {
     let (_folder, model, file) = tiny_model();
     let text = ["--model", &model, "--file", &file];

@@ -83,7 +83,7 @@ pub enum PrismError {
         /// The value got.
         got: usize,
     },
-    /// A sub-block of second-order scoring doesn't fit the block.
+    /// A part of a block that is scored by itself doesn't fit the block.
     #[error("{name} must be {}, got {got}", allowed_sub_block(*.block))]
     SubBlock {
         /// Which setting.

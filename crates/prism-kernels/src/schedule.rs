@@ -92,6 +92,7 @@ fn schedule_kernel(
     sync_cube();
     let mut i = unit;
     while i < lines {
+        // A row's heads one after the other, the rows as dense attention takes them.
         let line = base + (i % group) * rows + rows - 1 - i / group;
         let place = places[length_bin(counts[line], key_blocks)].fetch_add(1u32);
         order[base + place as usize] = line as u32;

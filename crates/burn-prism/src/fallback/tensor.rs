@@ -399,3 +399,31 @@ impl<B: Backend> Not for Bool<B> {
 fn bool_dtype<B: Backend>(device: &Device<B>) -> BoolDType {
     get_or_init_device_settings::<B>(device).bool_dtype
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Dispatch;
+    use burn::tensor::{Device, Tensor, TensorData};
+
+    #[test]
+    fn sums_so_far_of_any_length() {
+        for len in [1, 63, 64, 65, 128, 4095, 4097, 70_000] {
+            let of = |line: usize, i: usize| ((i * 7919 + line * 31) % 13) as i32 - 4;
+            let all: Vec<i32> = (0..4 * len).map(|at| of(at / len, at % len)).collect();
+            let x = Tensor::<4, burn::tensor::Int>::from_data(
+                TensorData::new(all, [2, 1, 2, len]),
+                &Device::flex(),
+            );
+            let sums = super::Int::<Dispatch>(x.into_dispatch()).cumsum().0;
+            let sums = Tensor::<4, burn::tensor::Int>::from_dispatch(sums).into_data();
+            let got: Vec<i32> = sums.convert::<i32>().try_into_vec().unwrap();
+            for line in 0..4 {
+                let mut sum = 0;
+                for i in 0..len {
+                    sum += of(line, i);
+                    assert_eq!(got[line * len + i], sum, "line {line}, {i} of {len}");
+                }
+            }
+        }
+    }
+}

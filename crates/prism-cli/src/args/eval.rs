@@ -240,7 +240,7 @@ pub struct AblateArgs {
     pub common: EvalCommonArgs,
     #[command(flatten)]
     pub texts: EvalTextsArgs,
-    /// What to vary: mass, bands, calibration, block, dense-last-blocks [default: all]
+    /// What to vary: mass, bands, calibration, block, pool-block, dense-last-blocks [default: all]
     #[arg(long, value_name = "SETTING", value_delimiter = ',')]
     pub vary: Vec<String>,
     /// Masses of each setting

@@ -29,7 +29,7 @@ pub struct Prism {
     /// queries alone where `pool_block` is set.
     pub calibration: Calibration,
     /// Positions that a mean is taken of, 16 to 128 and dividing the block; the block unless given.
-    /// Bands that follow from the RoPE follow from this.
+    /// Bands that follow from the RoPE follow from this, too.
     pub pool_block: Option<usize>,
 }
 
@@ -42,17 +42,9 @@ impl Prism {
         }
     }
 
-    /// Positions that a mean is taken of, where these are fewer than a block of `block`.
-    pub fn parts(&self, block: usize) -> Option<usize> {
-        self.pool_block.filter(|&pool| pool != block)
-    }
-
     /// Checks the parts against the size of the blocks.
     pub(super) fn validate_block(&self, block: usize) -> Result<()> {
-        let Some(pool) = self.parts(block) else {
-            return Ok(());
-        };
-        scores::check_sub_block("pool_block", pool, block)
+        self.pool_block.map_or(Ok(()), |pool| scores::check_sub_block("pool_block", pool, block))
     }
 
     /// Rows by masses of parts of blocks.
@@ -106,7 +98,7 @@ impl Selector for Prism {
 
     fn select_head(&self, head: &Head, rows: &mut Rows) -> Result<()> {
         let grid = &head.grid;
-        if let Some(pool) = self.parts(grid.block()) {
+        if let Some(pool) = self.pool_block {
             return self.select_by_parts(pool, head, rows);
         }
         let bands = Bands::new(self.bands(), head.rope, head.head_dim, grid.block())?;

@@ -35,7 +35,7 @@ pub struct Call<'a> {
     /// Factor on the scores of attention.
     pub scale: f32,
     /// What Prism scores parts of blocks within.
-    pub bands: Option<Bands>,
+    pub bands: &'a Bands,
 }
 
 /// Bytes that temporaries of all runs take together, about.
@@ -94,13 +94,13 @@ pub fn select<B: PrismBackend>(
             })
         }
         SelectorConfig::Prism(options) => {
-            let (pool, bands) = (options.pool_block?, call.bands.clone()?);
+            let pool = options.pool_block?;
             let parts = grids.iter().map(|grid| grid.subdivided(pool)).collect();
             let (means_q, means_k) = pooled(&q, &k, parts);
             let calibration = options.calibration;
             rule.select(&device, |sequences, grid| {
                 let means = (of(&means_q, &sequences), of(&means_k, &sequences));
-                parts::Parts::new(means, grid, pool, &bands, calibration)
+                parts::Parts::new(means, grid, pool, call.bands, calibration)
             })
         }
         SelectorConfig::SecondOrder(_) | SelectorConfig::MeanPool(_) | SelectorConfig::TopK(_) => {

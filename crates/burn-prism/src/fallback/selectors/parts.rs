@@ -7,10 +7,10 @@ use prism_core::bands::Bands;
 use prism_core::second_order::SubBlocks;
 use prism_core::{BlockGrid, Calibration, SelectionRule};
 
-use super::super::choice::{By, Choice, RowSource};
-use super::super::select::Heads;
-use super::super::sub_blocks::block_masses;
-use super::super::tensor::{Bool, Float};
+use crate::fallback::choice::{By, Choice, RowSource};
+use crate::fallback::select::Heads;
+use crate::fallback::sub_blocks::block_masses;
+use crate::fallback::tensor::{Bool, Float};
 use crate::ops::SelectParams;
 
 /// The heads of some sequences on one grid.
