@@ -3,8 +3,8 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_prism::{
-    PrismConfig, PrismError, Result, Rope, RopeLayout, RopeMismatch, RopeProbe, RopeScaling,
-    Scoring, probe_rope,
+    HeadOverride, PrismConfig, PrismError, Result, Rope, RopeLayout, RopeMismatch, RopeProbe,
+    RopeScaling, Scoring, SelectorConfig, probe_rope,
 };
 use rstest::rstest;
 
@@ -268,6 +268,26 @@ fn are_bad_configs_and_shapes_refused() {
     assert!(matches!(error, RopeMismatch::Refused(PrismError::Rope { .. })), "{error}");
     let swapped = probe_config(&PrismConfig::new(rope), |x, _| x.swap_dims(1, 2)).unwrap_err();
     assert!(matches!(swapped, RopeMismatch::Refused(PrismError::Shape { .. })), "{swapped}");
+}
+
+/// One band of all dims is right whatever the layout: a head with two of its own isn't.
+#[test]
+fn bands_of_heads_count_where_they_are_the_worst() {
+    let rope = Rope::new(1e4);
+    let wrong = |config: &PrismConfig| {
+        let rotation = |x, first| rotate(&interleaved(rope), x, first);
+        probe_config(config, rotation).unwrap_err().wrong_dims()
+    };
+    let whole = PrismConfig::new(rope).with_bands(0, HEAD_DIM);
+    assert_eq!(wrong(&whole), Some(0));
+    let own = HeadOverride::new([3]).with_bands(HEAD_DIM / 2, HEAD_DIM / 2);
+    assert_eq!(
+        wrong(&whole.with_heads(own)),
+        wrong(&PrismConfig::new(rope).with_bands(HEAD_DIM / 2, HEAD_DIM / 2))
+    );
+    assert!(wrong(&PrismConfig::new(rope).with_bands(HEAD_DIM / 2, HEAD_DIM / 2)) > Some(0));
+    let streaming = SelectorConfig::Streaming(Default::default());
+    assert_eq!(wrong(&PrismConfig::new(rope).with_selector(streaming)), Some(0));
 }
 
 #[test]
