@@ -39,8 +39,9 @@ pub fn run(what: &crate::args::BenchCommand) -> Result<()> {
     let device = match what {
         Attention(args) => &args.common.device,
         Matmul(args) => &args.common.device,
-        Selectors(args) => &args.common.device,
-        Prefill(_) => bail!("a build with a feature for a device of CubeCL's has this"),
+        Selectors(_) | Prefill(_) => {
+            bail!("a build with a feature for a device of CubeCL's has this, on any device")
+        }
     };
     check(device)?;
     bail!("this build has no kernels of CubeCL: a feature for {device} adds them")
