@@ -9,9 +9,7 @@ use burn::tensor::{DType, Tensor};
 use prism_core::bands::Bands;
 use prism_core::error::{PrismError, Result};
 use prism_core::selectors::Prism;
-use prism_core::{
-    AttentionShape, BlockGrid, Budget, Calibration, Scoring, SelectionRule, SelectorConfig,
-};
+use prism_core::{AttentionShape, BlockGrid, Calibration, Scoring, SelectionRule, SelectorConfig};
 
 use crate::attention::AttentionOptions;
 use crate::config::{PrismConfig, resolve_scale};
@@ -183,7 +181,8 @@ pub(crate) fn select(
     });
     let bands = config.validate(shape.head_dim)?;
     let select = |rule: SelectionRule| {
-        let rule = rule_of(selector, rule);
+        let budget = selector.budget().unwrap_or(rule.budget);
+        let rule = SelectionRule { budget, ..rule };
         let selected = match &means {
             Some((q, k)) => Some(select_means(q.clone(), k.clone(), &grids, rule, more_follows)),
             None => {
@@ -229,16 +228,4 @@ fn select_means(
         SelectParams::new(grids.to_vec(), Bands::whole(d), Calibration::Off, rule, more_follows);
     let (q, k) = (q.into_dispatch(), k.into_dispatch());
     <Dispatch as PrismBackend>::prism_select(q, k, history.into_dispatch(), params)
-}
-
-/// A rule with the method's own budget, where it has one that a rule can express.
-fn rule_of(selector: &SelectorConfig, rule: SelectionRule) -> SelectionRule {
-    let budget = match selector {
-        SelectorConfig::TopK(options) => Some(Budget::TopK(options.blocks)),
-        SelectorConfig::Prism(options) => options.mass.map(Budget::Mass),
-        SelectorConfig::MeanPool(options) => options.mass.map(Budget::Mass),
-        SelectorConfig::Oracle(options) => options.mass.map(Budget::Mass),
-        _ => None,
-    };
-    SelectionRule { budget: budget.unwrap_or(rule.budget), ..rule }
 }

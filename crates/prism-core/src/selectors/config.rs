@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{PrismError, Result};
+use crate::select::Budget;
 use crate::selectors::{
     Dilated, FlexPrefill, Head, Lsh, MInference, MeanPool, Oracle, Outliers, Prism, Rows,
     SecondOrder, Selector, SelectorInput, Streaming, TopK, XAttention,
@@ -218,12 +219,18 @@ impl SelectorConfig {
     /// Whether the budget of the [`SelectionRule`](crate::SelectionRule) decides, which it does for
     /// methods of masses that have none of their own.
     pub fn takes_budget(&self) -> bool {
+        self.dial() == Some("mass") && self.budget().is_none()
+    }
+
+    /// The method's own budget, where it has one that a rule can express.
+    pub fn budget(&self) -> Option<Budget> {
         match self {
-            Self::Prism(options) => options.mass.is_none(),
-            Self::SecondOrder(options) => options.mass.is_none(),
-            Self::MeanPool(options) => options.mass.is_none(),
-            Self::Oracle(options) => options.mass.is_none(),
-            _ => false,
+            Self::Prism(Prism { mass, .. })
+            | Self::SecondOrder(SecondOrder { mass, .. })
+            | Self::MeanPool(MeanPool { mass })
+            | Self::Oracle(Oracle { mass }) => mass.map(Budget::Mass),
+            Self::TopK(options) => Some(Budget::TopK(options.blocks)),
+            _ => None,
         }
     }
 
