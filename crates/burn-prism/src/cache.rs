@@ -283,6 +283,7 @@ fn band_masks(
     let mut masks = [(); 2].map(|()| vec![0f32; lines * head_dim]);
     for HeadGroup { heads, bands, .. } in &groups {
         let bands = config.bands_by(*bands, head_dim)?;
+        // One line stands for all heads of a single group.
         for head in heads.iter().take(lines) {
             for (mask, dims) in masks.iter_mut().zip([bands.high(), bands.low()]) {
                 dims.iter().for_each(|c| mask[head * head_dim + c] = 1.0);
