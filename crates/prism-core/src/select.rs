@@ -31,6 +31,17 @@ pub enum Budget {
     TopK(usize),
 }
 
+/// How the masses of a row's blocks choose among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByMass {
+    /// As the rule's [`Budget`] says, each band for itself.
+    Budget,
+    /// Others follow the forced blocks until all of them reach a mass, `None` for every block.
+    AfterForced(Option<u32>),
+    /// Every block from a mass on. A row that would read nothing reads its diagonal block.
+    Above(u32),
+}
+
 /// What a row reads, given its block scores.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -143,7 +154,7 @@ impl SelectionRule {
     ) {
         words.fill(0);
         let causal = masses.len();
-        if dense || target.is_none() {
+        if dense {
             (0..causal).for_each(|v| set(words, v));
             return;
         }

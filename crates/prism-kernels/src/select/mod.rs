@@ -4,9 +4,10 @@
 //! cores; [`plane`] gives a plane to each row and shares the keys among a tile of rows; [`unit`]
 //! gives a unit to each row.
 //! [`second_order`] scores in another way. These select with [`rule`] and [`write`] the result;
-//! [`outliers`] has scores and a rule of its own.
+//! [`outliers`] has scores and a rule of its own; [`from_masses`] is the rule alone.
 
 mod digits;
+mod from_masses;
 mod halves;
 mod mma;
 pub mod outliers;
@@ -31,6 +32,7 @@ use crate::operand::buffer;
 use crate::pool::in_band;
 use crate::span::{Span, Spans};
 use crate::work::{cube_count, launch, widest};
+pub use from_masses::{MassesProblem, select_from_masses};
 use rule::{Rule, RuleShape};
 pub use second_order::{SecondOrderProblem, select_by_second_order, select_by_second_order_on};
 
