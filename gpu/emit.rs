@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use cubecl::Device;
 use prism_core::bands::{BandRule, Bands};
+use prism_core::select::ByMass;
 use prism_core::{BlockGrid, Calibration, Rope, RopeLayout, SelectionRule, Side};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::BandMask;
@@ -16,10 +17,11 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::offline::{hopper, sources};
 use prism_kernels::pool::{pool, pool_one};
 use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate, rotate_and_pool};
+use prism_kernels::select::antidiagonal::{AntidiagonalProblem, antidiagonal_masses};
 use prism_kernels::select::outliers::{OutliersProblem, select_outliers_on};
 use prism_kernels::select::{
-    SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
-    select_by_second_order,
+    MassesProblem, SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
+    select_by_second_order, select_from_masses,
 };
 use prism_kernels::{Element, Matrix, Operand};
 
@@ -130,6 +132,25 @@ fn kernels(
     }
     by_outliers.retain(|(name, _)| name.starts_with("outlier") || name.starts_with("shortest"));
     all.extend(by_outliers);
+    for stride in [8, 16] {
+        let problem = AntidiagonalProblem::new(&q, &k, &grids[0], 0..len / 128, stride, 0.1);
+        if problem.runs(&capabilities) {
+            let recorded = sources(|| {
+                antidiagonal_masses(client, &capabilities, &problem);
+            });
+            let named = |(kernel, source)| (format!("{kernel}_stride{stride}"), source);
+            all.extend(recorded.into_iter().map(named));
+        }
+    }
+    if element == Element::F32 {
+        let (handle, words) = (client.empty(4), len.div_ceil(128 * 32));
+        let shape = [heads, len / 128, 1, len / 128];
+        let by = ByMass::AfterForced(Some(1 << 29));
+        let problem = MassesProblem::new(&handle, shape, &grids[0], 0, words, by, &rule, false);
+        all.extend(sources(|| {
+            select_from_masses(client, &capabilities, &problem);
+        }));
+    }
     for (layout, name) in
         [(RopeLayout::RotateHalf, "half"), (RopeLayout::Interleaved, "interleaved")]
     {

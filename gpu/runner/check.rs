@@ -8,7 +8,9 @@ use prism_kernels::Element;
 
 use crate::check_attention::{ELEMENTS, attention, bad_values, far_strides};
 use crate::check_pool::pooling;
-use crate::{check_matmul, check_outliers, check_repeats, check_rotate, check_select};
+use crate::{
+    check_antidiagonal, check_matmul, check_outliers, check_repeats, check_rotate, check_select,
+};
 
 /// A piece of the catalogue, ready to be checked.
 pub type Task<'a> = Box<dyn Fn(&mut Run) + 'a>;
@@ -92,6 +94,8 @@ fn attention_tasks(gpu: &Gpu, small: bool) -> Vec<Task<'_>> {
     tasks.push(Box::new(|run| bad_values(gpu, run)));
     tasks.push(Box::new(|run| check_select::exact(gpu, run)));
     tasks.push(Box::new(|run| check_select::wild(gpu, run)));
+    tasks.push(Box::new(|run| check_antidiagonal::right(gpu, run)));
+    tasks.push(Box::new(|run| check_antidiagonal::bad(gpu, run)));
     tasks.push(Box::new(|run| check_outliers::right(gpu, run)));
     tasks.push(Box::new(|run| check_outliers::bad(gpu, run)));
     tasks.push(Box::new(|run| pooling(gpu, run)));

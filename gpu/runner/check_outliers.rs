@@ -185,7 +185,7 @@ pub fn bad(gpu: &Gpu, run: &mut Run) {
     }
 }
 
-fn integers(gpu: &Gpu, handle: &Handle) -> Vec<u32> {
+pub(super) fn integers(gpu: &Gpu, handle: &Handle) -> Vec<u32> {
     let bytes = gpu.client.read_one(handle.clone()).expect("the kernel ran");
     bytemuck::cast_slice(&bytes).to_vec()
 }

@@ -2,6 +2,7 @@
 #![cfg(feature = "cuda")]
 
 mod check;
+mod check_antidiagonal;
 mod check_attention;
 mod check_matmul;
 mod check_outliers;

@@ -5,6 +5,8 @@
 
 #![cfg_attr(feature = "ndarray", allow(deprecated))] // Burn deprecates it, users still have it.
 
+use std::ops::Range;
+
 use burn::backend::{
     Backend, backend_extension,
     tensor::{FloatTensor, IntTensor},
@@ -12,6 +14,7 @@ use burn::backend::{
 use derive_new::new;
 use prism_core::bands::Bands;
 use prism_core::second_order::SubBlocks;
+use prism_core::select::ByMass;
 use prism_core::selectors::Outliers;
 use prism_core::{BlockGrid, Calibration, RopeLayout, SelectionRule};
 
@@ -71,6 +74,39 @@ pub struct OutliersParams {
     pub rule: SelectionRule,
     /// Whether this is a chunk of a prompt that goes on.
     pub more_follows: bool,
+}
+
+/// How Q and K become masses of blocks by sums along antidiagonals
+/// ([`prism_core::selectors::XAttention`]).
+#[derive(Debug, Clone, new)]
+pub struct AntidiagonalParams {
+    /// Block grid of every sequence.
+    pub grid: BlockGrid,
+    /// Rows of the grid.
+    pub rows: Range<usize>,
+    /// Positions a group; divides the block. Groups of 1 are single tokens: true masses.
+    pub stride: usize,
+    /// Factor on the scores of attention.
+    pub scale: f64,
+}
+
+/// How masses of blocks become a selection ([`prism_core::select`]).
+#[derive(Debug, Clone, new)]
+pub struct ChooseParams {
+    /// Block grid of every sequence.
+    pub grid: BlockGrid,
+    /// Rows of the grid.
+    pub rows: Range<usize>,
+    /// Masses of a block: 1, or 2 by the budget alone.
+    pub bands: usize,
+    /// How masses choose.
+    pub by: ByMass,
+    /// The selection rule.
+    pub rule: SelectionRule,
+    /// Whether this is a chunk of a prompt that goes on.
+    pub more_follows: bool,
+    /// Words a row of the result.
+    pub words_per_row: usize,
 }
 
 /// How Q and K are rotated and pooled.
@@ -203,6 +239,30 @@ pub trait PrismBackend: Backend {
         params: OutliersParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         fallback::selectors::select_outliers::<Self>(q, k, &params)
+    }
+
+    /// Integer masses of some rows, `[batch, q_heads, rows, blocks]` i32, whose blocks are those that the last
+    /// of the rows may read, from Q `[batch, q_heads, q_len, head_dim]` and K `[batch, kv_heads, kv_len,
+    /// head_dim]` of sequences on one grid. What lies after a row's causal blocks doesn't count.
+    #[fusion(meta = |q, _k, params| fusion::antidiagonal(q, params))]
+    fn prism_antidiagonal_masses(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        params: AntidiagonalParams,
+    ) -> IntTensor<Self> {
+        fallback::antidiagonal_masses::<Self>(q, k, &params)
+    }
+
+    /// Selection of some rows by integer masses `[batch, q_heads, rows, bands · blocks]`, i32, whose blocks are
+    /// those that the last of the rows may read; what lies after a row doesn't count.
+    ///
+    /// Returns words `[batch, q_heads, rows, words_per_row]` and counts `[batch, q_heads, rows, 1]`, both i32.
+    #[fusion(meta = |masses, params| fusion::chosen(masses, params))]
+    fn prism_choose(
+        masses: IntTensor<Self>,
+        params: ChooseParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        fallback::choose::<Self>(masses, &params)
     }
 
     /// Attention over the selected blocks: output `[batch, q_heads, q_len, head_dim]` in the

@@ -10,8 +10,8 @@ use prism_core::BlockGrid;
 
 use crate::fallback;
 use crate::ops::{
-    AttendParams, OutliersParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams,
-    SelectParams, Side,
+    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, PrismBackend, RotateParams,
+    RotatedTensors, SecondOrderParams, SelectParams, Side,
 };
 
 type Tensor<B, C> = FloatTensor<Autodiff<B, C>>;
@@ -88,6 +88,21 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
         params: OutliersParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         B::prism_select_outliers(q.into_primitive(), k.into_primitive(), params)
+    }
+
+    fn prism_antidiagonal_masses(
+        q: Tensor<B, C>,
+        k: Tensor<B, C>,
+        params: AntidiagonalParams,
+    ) -> IntTensor<Self> {
+        B::prism_antidiagonal_masses(q.into_primitive(), k.into_primitive(), params)
+    }
+
+    fn prism_choose(
+        masses: IntTensor<Self>,
+        params: ChooseParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        B::prism_choose(masses, params)
     }
 
     fn prism_attend(

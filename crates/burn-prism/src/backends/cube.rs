@@ -18,17 +18,19 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{Pooled, energies, pool, pool_one};
 use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::schedule::{count_blocks, schedule};
+use prism_kernels::select::antidiagonal::{AntidiagonalProblem, antidiagonal_masses};
 use prism_kernels::select::outliers::{OutliersError, OutliersProblem, select_outliers};
 use prism_kernels::select::{
-    SecondOrderProblem, SelectProblem, Selection, select_blocks, select_by_second_order,
+    MassesProblem, SecondOrderProblem, SelectProblem, Selection, select_blocks,
+    select_by_second_order, select_from_masses,
 };
 use prism_kernels::{Capabilities, Element, Operand};
 
 use super::cube_linear;
 use crate::fallback;
 use crate::ops::{
-    AttendParams, OutliersParams, PrismBackend, RotateParams, RotatedTensors, SecondOrderParams,
-    SelectParams, Side,
+    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, PrismBackend, RotateParams,
+    RotatedTensors, SecondOrderParams, SelectParams, Side,
 };
 use crate::plan::{Kernel, Refused};
 use crate::selected::SelectedBlocks;
@@ -216,6 +218,55 @@ impl PrismBackend for CubeBackend {
             Some(selection) => outputs(&q, selection, dims(&q)[1], grids),
             None => fallback::selectors::select_outliers::<Self>(q, k, &params),
         }
+    }
+
+    fn prism_antidiagonal_masses(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        params: AntidiagonalParams,
+    ) -> IntTensor<Self> {
+        let AntidiagonalParams { grid, rows, stride, scale } = &params;
+        let capabilities = Capabilities::of(&q.client);
+        if let (Some(queries), Some(keys)) = (operand(&q), operand(&k)) {
+            let problem =
+                AntidiagonalProblem::new(&queries, &keys, grid, rows.clone(), *stride, *scale);
+            if problem.runs(&capabilities) {
+                let masses = antidiagonal_masses(&q.client, &capabilities, &problem);
+                let blocks = rows.end.checked_sub(1).map_or(0, |row| grid.causal_blocks(row));
+                let [batch, heads, ..] = queries.shape;
+                return output(&q, masses, [batch, heads, rows.len(), blocks], DType::I32);
+            }
+        }
+        fallback::antidiagonal_masses::<Self>(q, k, &params)
+    }
+
+    fn prism_choose(
+        masses: IntTensor<Self>,
+        params: ChooseParams,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let ChooseParams { grid, rows, bands, by, rule, more_follows, words_per_row } = &params;
+        let [batch, heads, count, all] = dims(&masses);
+        let mut masses = contiguous(masses);
+        // The kernel overwrites them.
+        if !masses.can_mut() {
+            masses = masses.copy();
+        }
+        let problem = MassesProblem::new(
+            &masses.handle,
+            [batch * heads, count, *bands, all / bands],
+            grid,
+            rows.start,
+            *words_per_row,
+            *by,
+            rule,
+            *more_follows,
+        );
+        let capabilities = Capabilities::of(&masses.client);
+        let chosen = select_from_masses(&masses.client, &capabilities, &problem);
+        (
+            output(&masses, chosen.words, [batch, heads, count, *words_per_row], DType::I32),
+            output(&masses, chosen.counts, [batch, heads, count, 1], DType::I32),
+        )
     }
 
     fn prism_attend(

@@ -6,7 +6,9 @@ use burn::tensor::{DType, Shape};
 use prism_core::BlockGrid;
 use prism_core::selection::extent;
 
-use crate::ops::{OutliersParams, SecondOrderParams, SelectParams, Side};
+use crate::ops::{
+    AntidiagonalParams, ChooseParams, OutliersParams, SecondOrderParams, SelectParams, Side,
+};
 use crate::selected::SelectedBlocks;
 
 /// Of block means.
@@ -50,6 +52,22 @@ pub fn selected_by_second_order(
 /// Likewise with outlier keys apart.
 pub fn selected_outliers(q: &TensorSpec, params: &OutliersParams) -> (TensorSpec, TensorSpec) {
     selection(q, &params.grids)
+}
+
+/// Of the masses of some rows.
+pub fn antidiagonal(q: &TensorSpec, params: &AntidiagonalParams) -> TensorSpec {
+    let AntidiagonalParams { grid, rows, .. } = params;
+    let blocks = rows.end.checked_sub(1).map_or(0, |row| grid.causal_blocks(row));
+    spec([q.shape[0], q.shape[1], rows.len(), blocks], DType::I32)
+}
+
+/// Of the words and counts of some rows, by their masses.
+pub fn chosen(masses: &TensorSpec, params: &ChooseParams) -> (TensorSpec, TensorSpec) {
+    let (batch, heads, rows) = (masses.shape[0], masses.shape[1], masses.shape[2]);
+    (
+        spec([batch, heads, rows, params.words_per_row], DType::I32),
+        spec([batch, heads, rows, 1], DType::I32),
+    )
 }
 
 fn selection(q: &TensorSpec, grids: &[BlockGrid]) -> (TensorSpec, TensorSpec) {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use burn::backend::Backend;
 use burn::backend::tensor::Device;
+use prism_core::select::ByMass;
 
 use super::tensor::{Bool, Int};
 
@@ -21,22 +22,23 @@ pub trait RowSource<B: Backend> {
 pub enum Choice<B: Backend> {
     /// Integer masses of each band, `[batch, q_heads, rows, blocks]`, −1 in the future, and how they
     /// choose.
-    Masses(Vec<Int<B>>, By),
+    Masses(Vec<Int<B>>, ByMass),
     /// The blocks themselves, which broadcast to `[batch, q_heads, rows, blocks]`. What lies in the
     /// future doesn't count.
     Blocks(Bool<B>),
 }
 
-/// How masses choose.
-#[derive(Clone, Copy)]
-pub enum By {
-    /// As the rule's budget says, each band for itself.
-    Budget,
-    /// Others follow the forced blocks until they all reach a mass, `None` for every block.
-    AfterForced(Option<u32>),
-    /// Every block from a mass on.
-    Above(u32),
+/// Masses of some rows, as [`prism_choose`](crate::ops::PrismBackend::prism_choose) takes them.
+pub struct Masses<B: Backend> {
+    /// `[batch, q_heads, rows, bands · blocks]`.
+    pub masses: Int<B>,
+    pub bands: usize,
+    pub by: ByMass,
 }
+
+/// A mass of blocks that a method reads, above those of all others: as many blocks are told apart by how
+/// near they are.
+const READ: i32 = 1 << 29;
 
 impl<B: Backend> Choice<B> {
     /// What rows after each other say, filled up to `[batch, q_heads, rows, blocks]`.
@@ -66,6 +68,25 @@ impl<B: Backend> Choice<B> {
             ),
         }
     }
+
+    /// As masses `[batch, q_heads, rows, bands · blocks]`, −1 in the `future`. Of blocks the nearest are the
+    /// heaviest.
+    pub fn masses(self, dims: [usize; 4], future: &Bool<B>) -> Masses<B> {
+        let [batch, heads, rows, blocks] = dims;
+        match self {
+            Self::Masses(masses, by) => {
+                let bands = masses.len();
+                let dims = [batch, heads, rows, bands * blocks];
+                let masses = Int::join(masses, 3, dims, -1, &future.device());
+                Masses { masses, bands, by }
+            }
+            Self::Blocks(read) => {
+                let nearness = Int::range(0..blocks, &future.device()).reshape([1, 1, 1, blocks]);
+                let masses = read.expand(dims).int() * READ + nearness;
+                Masses { masses: masses.fill(future, -1), bands: 1, by: ByMass::Above(READ as u32) }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -91,8 +112,9 @@ mod tests {
         let parts = || (ints(vec![5, -1], [1, 2, 1, 1]), ints((0..8).collect(), [1, 2, 2, 2]));
         let device = parts().0.device();
         let (first, rest) = parts();
-        let masses = [first, rest].map(|x| Choice::Masses(vec![x.clone(), x + 10], By::Above(7)));
-        let Choice::Masses(joined, By::Above(7)) =
+        let masses =
+            [first, rest].map(|x| Choice::Masses(vec![x.clone(), x + 10], ByMass::Above(7)));
+        let Choice::Masses(joined, ByMass::Above(7)) =
             Choice::join(masses.into(), [1, 2, 3, 3], &device)
         else {
             panic!("masses became something else")

@@ -5,6 +5,7 @@
 //! computed as one batch; padding is sliced away rather than masked, since it may be NaN.
 
 mod attend;
+mod by_mass;
 mod choice;
 mod linear;
 mod pool;
@@ -22,11 +23,13 @@ use std::ops::Range;
 use prism_core::BlockGrid;
 
 pub use attend::attend;
+pub use by_mass::choose;
 pub use linear::{linear, linear_residual, swiglu};
 pub use pool::{pool, pool_moments};
 pub use rotate::{rotate, rotate_and_pool, turn};
 pub use second_order::select_second_order;
 pub use select::{select, select_blocks};
+pub use selectors::antidiagonal_masses;
 
 /// About how many elements a temporary may have: what bounds the memory.
 const TILE: usize = 1 << 22;

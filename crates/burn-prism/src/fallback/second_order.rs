@@ -5,18 +5,19 @@ use std::ops::Range;
 use burn::backend::Backend;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use prism_core::second_order::SubBlocks;
+use prism_core::select::ByMass;
 
-use super::choice::{By, Choice, RowSource};
+use super::choice::{Choice, RowSource};
 use super::rule::Rule;
 use super::softmax::scores;
 use super::sub_blocks::block_masses;
 use super::tensor::{Bool, Float};
-use crate::ops::SecondOrderParams;
+use crate::ops::{PrismBackend, SecondOrderParams};
 
 /// Selection from means of query sub-blocks `[batch, q_heads, query sub-blocks, head_dim]` and
 /// means and variances of key sub-blocks `[batch, kv_heads, key sub-blocks, head_dim]`: words
 /// `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts `[batch, q_heads, rows]`.
-pub fn select_second_order<B: Backend>(
+pub fn select_second_order<B: PrismBackend>(
     q_means: FloatTensor<B>,
     k_means: FloatTensor<B>,
     k_variances: FloatTensor<B>,
@@ -60,6 +61,6 @@ impl<B: Backend> RowSource<B> for Heads<B> {
         let masses = block_masses(&self.grid, rows, future, |subs, keys| {
             scores(self.q.clone().slice(2, subs), self.k.clone().slice(3, 0..keys))
         });
-        Choice::Masses(vec![masses], By::Budget)
+        Choice::Masses(vec![masses], ByMass::Budget)
     }
 }

@@ -5,9 +5,10 @@ use std::ops::Range;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, FloatDType, Shape, TensorMetadata};
 use prism_core::scores::SILENT_RMS;
+use prism_core::select::ByMass;
 use prism_core::{BlockGrid, Calibration};
 
-use super::choice::{By, Choice, RowSource};
+use super::choice::{Choice, RowSource};
 use super::rule::Rule;
 use super::softmax::{masses, probabilities, scores};
 use super::tensor::{Bool, Float, Int};
@@ -17,7 +18,7 @@ use crate::ops::{PrismBackend, SelectParams, Side};
 /// `[batch, kv_heads, key_blocks, head_dim]` and the energy of earlier query blocks
 /// `[batch, q_heads, 4]`: words `[batch, q_heads, rows, ceil(key_blocks / 32)]` and counts
 /// `[batch, q_heads, rows]`.
-pub fn select<B: Backend>(
+pub fn select<B: PrismBackend>(
     pooled_q: FloatTensor<B>,
     pooled_k: FloatTensor<B>,
     history: FloatTensor<B>,
@@ -124,7 +125,7 @@ impl<B: Backend> RowSource<B> for Heads<B> {
     fn choose(&self, rows: Range<usize>, future: &Bool<B>) -> Choice<B> {
         let [.., blocks] = future.dims::<4>();
         let band = |z| masses(probabilities(self.scores(z, rows.clone(), blocks), future), future);
-        Choice::Masses((0..self.bands()).map(band).collect(), By::Budget)
+        Choice::Masses((0..self.bands()).map(band).collect(), ByMass::Budget)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Selection by bands.
 
 use crate::support::*;
+use burn::backend::TensorMetadata;
 use burn::backend::tensor::Device;
-use burn::backend::{Backend, TensorMetadata};
 use burn_prism::fallback;
-use burn_prism::ops::SelectParams;
+use burn_prism::ops::{PrismBackend, SelectParams};
 use prism_core::scores::{BandEnergy, PooledHead};
 use prism_core::selection::{WORD_BITS, extent, set_bits};
 use prism_core::{AttentionShape, BlockSelection, Budget, Calibration, SelectionRule};
@@ -52,7 +52,7 @@ fn expected_selection(
 const MASS_TOLERANCE: f64 = 1e-6;
 
 #[track_caller]
-pub fn check_selection<B: Backend>(
+pub fn check_selection<B: PrismBackend>(
     [q, k, history]: [&[f32]; 3],
     shape: &AttentionShape,
     params: &SelectParams,
@@ -95,7 +95,7 @@ pub fn check_selection<B: Backend>(
     }
 }
 
-pub fn selects<B: Backend>() {
+pub fn selects<B: PrismBackend>() {
     for (i, problem) in problems().enumerate() {
         let [q, k] = problem.pooled();
         // Every second sequence is the continuation of a prompt.
@@ -120,7 +120,7 @@ pub fn selects<B: Backend>() {
 }
 
 /// Long enough for several tiles of rows.
-pub fn selects_in_tiles<B: Backend>() {
+pub fn selects_in_tiles<B: PrismBackend>() {
     let problem = Problem::new([8, 4], 12, 1, &[(700, 810)]);
     let [q, k] = problem.pooled();
     let history = vec![0.0; problem.shape.q_heads * 4];
@@ -131,7 +131,7 @@ pub fn selects_in_tiles<B: Backend>() {
 }
 
 /// Ties, silent heads and vectors that aren't finite; more than a word of blocks.
-pub fn selects_from_odd_numbers<B: Backend>() {
+pub fn selects_from_odd_numbers<B: PrismBackend>() {
     let problem = Problem::new([2, 1], 12, 4, &[(200, 300), (170, 170)]);
     let [noisy_q, noisy_k] = problem.pooled();
     let history = vec![0.0; problem.shape.batch * problem.shape.q_heads * 4];
@@ -161,7 +161,7 @@ pub fn selects_from_odd_numbers<B: Backend>() {
 }
 
 /// What isn't finite in K or V stays with the rows that read it.
-pub fn bad_keys_stay_where_they_are_read<B: Backend>() {
+pub fn bad_keys_stay_where_they_are_read<B: PrismBackend>() {
     let mut problem = Problem::new([2, 1], 8, 16, &[(100, 100)]);
     let selection = problem.some_blocks();
     let (out, lse) = problem.attend::<B>(Some(&selection));

@@ -4,8 +4,10 @@
 //! cores; [`plane`] gives a plane to each row and shares the keys among a tile of rows; [`unit`]
 //! gives a unit to each row.
 //! [`second_order`] scores in another way. These select with [`rule`] and [`write`] the result;
-//! [`outliers`] has scores and a rule of its own; [`from_masses`] is the rule alone.
+//! [`outliers`] has scores and a rule of its own; [`from_masses`] is the rule
+//! alone, on masses such as [`antidiagonal`]'s.
 
+pub mod antidiagonal;
 mod digits;
 mod from_masses;
 mod halves;

@@ -6,7 +6,7 @@ use prism_core::selectors::FlexPrefill;
 
 use super::last_queries::LastQueries;
 use super::lines::{Lines, by_block, largest, masses};
-use crate::fallback::rule::{heaviest, heaviest_within};
+use crate::fallback::by_mass::{heaviest, heaviest_within};
 use crate::fallback::softmax::{probabilities, scores};
 use crate::fallback::tensor::{Float, Int};
 

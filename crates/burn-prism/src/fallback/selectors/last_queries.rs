@@ -7,6 +7,10 @@ use crate::fallback::softmax::{probabilities, scores};
 use crate::fallback::tensor::{Float, Int};
 use crate::fallback::{TILE, steps};
 
+/// About how many probabilities there are at once: those of a few queries even of long prompts, since a
+/// query at a time would read all keys each time and leave most of a GPU idle.
+pub const AT_ONCE: usize = 4 * TILE;
+
 /// Probabilities of the last queries over their number, `[batch, q_heads, 1, kv_len]` each.
 pub struct LastQueries<B: Backend> {
     /// Of each key.
@@ -31,7 +35,7 @@ impl<B: Backend> LastQueries<B> {
         let one = [batch, heads, 1, len];
         let mut vertical = Float::full(one, 0.0, &device);
         let mut diagonals = Float::full(one, 0.0, &device);
-        for rows in steps(queries, (TILE / (batch * heads * len)).max(1)) {
+        for rows in steps(queries, (AT_ONCE / (batch * heads * len)).max(1)) {
             let (start, count) = (rows.start, rows.len());
             let visible = rows.clone().map(|r| (len - r) as i32).collect();
             let visible = Int::from_list(visible, &device).reshape([1, 1, count, 1]);

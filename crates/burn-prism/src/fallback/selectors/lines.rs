@@ -6,8 +6,8 @@ use burn::backend::Backend;
 use prism_core::BlockGrid;
 use prism_core::masses::MASS_ONE;
 
+use crate::fallback::by_mass::heaviest;
 use crate::fallback::choice::{Choice, RowSource};
-use crate::fallback::rule::heaviest;
 use crate::fallback::tensor::{Bool, Float, Int};
 
 /// The heads of some sequences on one grid.

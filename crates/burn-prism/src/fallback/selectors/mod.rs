@@ -12,6 +12,8 @@ mod outliers;
 mod parts;
 mod patterns;
 
+pub use groups::antidiagonal_masses;
+
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use prism_core::bands::Bands;
 use prism_core::{BlockGrid, SelectionRule, SelectorConfig};
@@ -56,13 +58,14 @@ pub fn select<B: PrismBackend>(
     let of =
         |x: &Float<B>, sequences: &std::ops::Range<usize>| x.clone().slice(0, sequences.clone());
     Some(match selector {
-        SelectorConfig::XAttention(options) => rule.select(&device, |sequences, grid| {
+        SelectorConfig::XAttention(options) => rule.select(&device, |sequences, &grid| {
             let (q, k) = (of(&q, &sequences), of(&k, &sequences));
-            let after_forced = Some(options.threshold);
-            groups::Groups::new(q, k, grid, options.stride, scale, after_forced)
+            let (stride, after_forced) = (options.stride, Some(options.threshold));
+            groups::Groups { q, k, grid, stride, scale, after_forced }
         }),
-        SelectorConfig::Oracle(_) => rule.select(&device, |sequences, grid| {
-            groups::Groups::new(of(&q, &sequences), of(&k, &sequences), grid, 1, scale, None)
+        SelectorConfig::Oracle(_) => rule.select(&device, |sequences, &grid| {
+            let (q, k) = (of(&q, &sequences), of(&k, &sequences));
+            groups::Groups { q, k, grid, stride: 1, scale, after_forced: None }
         }),
         SelectorConfig::Outliers(options) => {
             let scale = scale.into();

@@ -5,9 +5,10 @@ use std::ops::Range;
 use burn::backend::{Backend, FloatDType};
 use prism_core::BlockGrid;
 use prism_core::second_order::SubBlocks;
+use prism_core::select::ByMass;
 use prism_core::selectors::Outliers;
 
-use crate::fallback::choice::{By, Choice, RowSource};
+use crate::fallback::choice::{Choice, RowSource};
 use crate::fallback::softmax::{masses, probabilities, scores};
 use crate::fallback::sub_blocks::{by_block, by_row};
 use crate::fallback::tensor::{Bool, Float, Int};
@@ -157,6 +158,6 @@ impl<B: Backend> RowSource<B> for Heads<B> {
             rows.len(),
             blocks,
         ]);
-        Choice::Masses(vec![masses(largest, future)], By::Above(self.target))
+        Choice::Masses(vec![masses(largest, future)], ByMass::Above(self.target))
     }
 }

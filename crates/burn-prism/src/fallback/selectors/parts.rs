@@ -5,9 +5,10 @@ use std::ops::Range;
 use burn::backend::Backend;
 use prism_core::bands::Bands;
 use prism_core::second_order::SubBlocks;
+use prism_core::select::ByMass;
 use prism_core::{BlockGrid, Calibration, SelectionRule};
 
-use crate::fallback::choice::{By, Choice, RowSource};
+use crate::fallback::choice::{Choice, RowSource};
 use crate::fallback::select::Heads;
 use crate::fallback::sub_blocks::block_masses;
 use crate::fallback::tensor::{Bool, Float};
@@ -54,6 +55,6 @@ impl<B: Backend> RowSource<B> for Parts<B> {
                 self.heads.scores(z, queries, keys)
             })
         };
-        Choice::Masses((0..self.heads.bands()).map(band).collect(), By::Budget)
+        Choice::Masses((0..self.heads.bands()).map(band).collect(), ByMass::Budget)
     }
 }
