@@ -193,10 +193,17 @@ fn runs_of_rows_make_one_selection() {
     for selector in [
         of("oracle", &[("mass", "0.7")]),
         of("xattention", &[("stride", "4"), ("threshold", "0.7")]),
-        of("minference", &[("vertical", "60"), ("slash", "300"), ("last_queries", "1000")]),
     ] {
         problem.check(&selector, &bare(), DType::F32, &Device::flex());
     }
+}
+
+/// Likewise with the last queries: 2 · 4500 · 4500 probabilities of a kv head are three goes.
+#[test]
+fn runs_of_heads_and_of_last_queries_make_one_selection() {
+    let problem = Problem::new(&[(4500, 4500)], DType::F32, 91);
+    let last = [("vertical", "60"), ("slash", "300"), ("last_queries", "4500")];
+    problem.check(&of("minference", &last), &bare(), DType::F32, &Device::flex());
 }
 
 /// NaN and infinities end, in range, and stay with their heads.

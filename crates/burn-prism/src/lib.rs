@@ -53,6 +53,7 @@ pub mod ops;
 pub mod packed;
 pub mod plan;
 pub mod plan_linear;
+mod plan_selectors;
 pub mod report;
 pub mod rope_mismatch;
 pub mod rope_probe;

@@ -90,6 +90,17 @@ pub struct AntidiagonalParams {
     pub scale: f64,
 }
 
+/// Which of the heaviest elements of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefix {
+    /// The fewest whose masses reach the limit, all if they don't.
+    Reaching,
+    /// The most whose masses stay within the limit.
+    Within,
+    /// As many as the limit says.
+    Count,
+}
+
 /// How masses of blocks become a selection ([`prism_core::select`]).
 #[derive(Debug, Clone, new)]
 pub struct ChooseParams {
@@ -263,6 +274,18 @@ pub trait PrismBackend: Backend {
         params: ChooseParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         fallback::choose::<Self>(masses, &params)
+    }
+
+    /// The heaviest elements of each row of `masses` `[batch, heads, rows, length]`, by (mass descending, index
+    /// ascending), up to a limit `[batch, heads, rows, 1]`: 1 for each of them and 0 for the others, in the
+    /// shape of the masses. All i32; negative masses take no part.
+    #[fusion(meta = |masses, _limits, _prefix| masses.clone())]
+    fn prism_heaviest(
+        masses: IntTensor<Self>,
+        limits: IntTensor<Self>,
+        prefix: Prefix,
+    ) -> IntTensor<Self> {
+        fallback::heaviest_prefix::<Self>(masses, limits, prefix)
     }
 
     /// Attention over the selected blocks: output `[batch, q_heads, q_len, head_dim]` in the

@@ -13,7 +13,7 @@ use crate::attention::DENSE_BLOCK;
 use crate::check;
 use crate::config::PrismConfig;
 use crate::report::{Path, Reason};
-use crate::selectors;
+use crate::{plan_selectors, selectors};
 
 /// What computes on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -168,6 +168,7 @@ pub fn plan(
         Path::Dense => choose_kernel(device, dtype, shape.head_dim, DENSE_BLOCK),
         Path::Sparse => (kernel, refused),
     };
+    let place = plan_selectors::Place { shape, dtype, device, attention: kernel };
     let cost = Cost::estimate(shape, &grids, 1.0, dtype.size());
     let cost = cost.with_scoring(shape, &grids, config.scoring);
     let groups = config.head_groups(shape.q_heads).len();
@@ -184,7 +185,7 @@ pub fn plan(
             } else {
                 0
             };
-            let own = selectors::scratch_bytes(config, shape, dtype.size(), kernel);
+            let own = plan_selectors::scratch_bytes(config, place);
             cost.pooled_bytes + cost.selection_bytes + copies + own
         }
     };
@@ -197,7 +198,7 @@ pub fn plan(
             pool.into_iter().chain(selects).chain([Step::Attend]).collect()
         }
     };
-    let selects_by = match selectors::has_kernels(config, shape.q_heads, kernel) {
+    let selects_by = match plan_selectors::has_kernels(config, place) {
         true => kernel,
         false => Kernel::TensorOps,
     };

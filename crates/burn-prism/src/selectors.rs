@@ -1,23 +1,21 @@
 //! Ways to choose blocks beside Prism's own settings ([`prism_core::selectors`]), on any device.
 //!
 //! Means of blocks are scored by the kernels that Prism uses (`mean_pool`, `top_k`), and CubeCL's devices
-//! have kernels for `outliers`; the others run in tensor ops on the device of Q and K. None reads
-//! anything back to the host.
+//! have kernels for `outliers` and, on tensor cores, for `xattention`; the others score in tensor ops on the
+//! device of Q and K. None reads anything back to the host.
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 use prism_core::bands::Bands;
 use prism_core::error::{PrismError, Result};
-use prism_core::selectors::Prism;
 use prism_core::{AttentionShape, BlockGrid, Calibration, Scoring, SelectionRule, SelectorConfig};
 
 use crate::attention::AttentionOptions;
 use crate::config::{PrismConfig, resolve_scale};
 use crate::fallback;
-use crate::fallback::selectors::{Call, TILE_BYTES, Words};
+use crate::fallback::selectors::{Call, Words};
 use crate::heads::{HeadGroup, indices, places};
 use crate::ops::{PrismBackend, SelectParams, Side};
-use crate::plan::Kernel;
 use crate::select::{self, PooledKeys, select_blocks};
 use crate::selected::SelectedBlocks;
 
@@ -75,80 +73,6 @@ pub(crate) fn pools(selector: &SelectorConfig) -> bool {
     );
     scores_means(selector) || others
 }
-
-/// Whether a method has kernels where attention has this one: `outliers` has CubeCL's, for rules that
-/// neither fill rows beyond one block nor cut them.
-pub(crate) fn has_kernels(config: &PrismConfig, q_heads: usize, attention: Kernel) -> bool {
-    match &config.selector {
-        Some(SelectorConfig::Outliers(_)) => {
-            let takes = |group: &HeadGroup| kernels_take_outliers(&group.rule);
-            attention.is_cube() && config.head_groups(q_heads).iter().all(takes)
-        }
-        Some(selector) => scores_means(selector),
-        None => true,
-    }
-}
-
-fn kernels_take_outliers(rule: &SelectionRule) -> bool {
-    #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
-    return crate::backends::cube::takes_outliers(rule);
-    #[cfg(not(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu")))]
-    {
-        let _ = rule;
-        false
-    }
-}
-
-/// About what a method needs beside pooled vectors and the selection, of elements of `size` bytes;
-/// `attention` is what computes attention.
-pub(crate) fn scratch_bytes(
-    config: &PrismConfig,
-    shape: &AttentionShape,
-    size: usize,
-    attention: Kernel,
-) -> u64 {
-    let Some(selector) = config.selector.as_ref().filter(|&selector| !scores_means(selector))
-    else {
-        return 0;
-    };
-    let AttentionShape { batch, q_heads, kv_heads, q_len, kv_len, head_dim } = *shape;
-    if let SelectorConfig::Outliers(options) = selector
-        && has_kernels(config, q_heads, attention)
-    {
-        let [query_sub, key_sub] = options.subs(config.block);
-        let queries = q_heads * q_len.div_ceil(query_sub);
-        // Means, variances and outliers.
-        let keys = 3 * kv_heads * kv_len.div_ceil(key_sub);
-        // As they are, and as the kernel reads them.
-        let parts = 2 * (batch * (queries + keys) * head_dim) as u64 * 4;
-        let sums = (batch * queries) as u64 * kv_len.div_ceil(config.block) as u64 * 4;
-        return parts + sums.min(OUTLIER_SUMS);
-    }
-    let keys = (batch * kv_heads * kv_len * head_dim) as u64;
-    let wide = if size == 4 { 0 } else { keys * 4 };
-    let lines = (batch * q_heads * kv_len) as u64 * 4;
-    let blocks = kv_len.div_ceil(config.block) as u64;
-    let map = (batch * q_heads) as u64 * blocks * blocks * 4;
-    TILE_BYTES
-        + match selector {
-            // Means of parts in f32, and each band's dims of them.
-            SelectorConfig::Prism(Prism { pool_block: Some(pool), .. }) => {
-                let parts = q_heads * q_len.div_ceil(*pool) + kv_heads * kv_len.div_ceil(*pool);
-                3 * (batch * parts * head_dim) as u64 * 4
-            }
-            SelectorConfig::XAttention(_) | SelectorConfig::Oracle(_) => wide,
-            // Keys in f32 and their squares, and then those that are outliers.
-            SelectorConfig::Outliers(_) => wide + 8 * keys,
-            SelectorConfig::MInference(_) => wide + 4 * lines,
-            SelectorConfig::FlexPrefill(options) => {
-                wide + 4 * lines + if options.tau > 0.0 { 4 * map } else { 0 }
-            }
-            _ => 0,
-        }
-}
-
-/// Bytes of sums that the kernels of outliers hold at once.
-const OUTLIER_SUMS: u64 = 64 << 20;
 
 /// Selects by a method of checked settings and inputs; some query sees a key. `pooled_k` are means of the
 /// key blocks, where a cache holds them.

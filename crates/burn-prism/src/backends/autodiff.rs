@@ -10,8 +10,8 @@ use prism_core::BlockGrid;
 
 use crate::fallback;
 use crate::ops::{
-    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, PrismBackend, RotateParams,
-    RotatedTensors, SecondOrderParams, SelectParams, Side,
+    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, Prefix, PrismBackend,
+    RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
 };
 
 type Tensor<B, C> = FloatTensor<Autodiff<B, C>>;
@@ -103,6 +103,14 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
         params: ChooseParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         B::prism_choose(masses, params)
+    }
+
+    fn prism_heaviest(
+        masses: IntTensor<Self>,
+        limits: IntTensor<Self>,
+        prefix: Prefix,
+    ) -> IntTensor<Self> {
+        B::prism_heaviest(masses, limits, prefix)
     }
 
     fn prism_attend(

@@ -18,10 +18,10 @@ use prism_kernels::moments::pool_moments;
 use prism_kernels::pool::{Pooled, energies, pool, pool_one};
 use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::schedule::{count_blocks, schedule};
-use prism_kernels::select::antidiagonal::{AntidiagonalProblem, antidiagonal_masses};
+use prism_kernels::select::antidiagonal::{AntidiagonalProblem, antidiagonal_masses, takes};
 use prism_kernels::select::outliers::{OutliersError, OutliersProblem, select_outliers};
 use prism_kernels::select::{
-    MassesProblem, SecondOrderProblem, SelectProblem, Selection, select_blocks,
+    self, MassesProblem, SecondOrderProblem, SelectProblem, Selection, select_blocks,
     select_by_second_order, select_from_masses,
 };
 use prism_kernels::{Capabilities, Element, Operand};
@@ -29,8 +29,8 @@ use prism_kernels::{Capabilities, Element, Operand};
 use super::cube_linear;
 use crate::fallback;
 use crate::ops::{
-    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, PrismBackend, RotateParams,
-    RotatedTensors, SecondOrderParams, SelectParams, Side,
+    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, Prefix, PrismBackend,
+    RotateParams, RotatedTensors, SecondOrderParams, SelectParams, Side,
 };
 use crate::plan::{Kernel, Refused};
 use crate::selected::SelectedBlocks;
@@ -67,6 +67,18 @@ pub fn kernel(
 /// Whether the kernels select outliers by a rule; tensor ops do by the others, as `plan` says.
 pub fn takes_outliers(rule: &SelectionRule) -> bool {
     OutliersError::check(rule).is_ok()
+}
+
+/// Whether the kernels sum along antidiagonals of heads of a type and width; tensor ops do otherwise.
+pub fn takes_antidiagonals(
+    device: &CubeDevice,
+    dtype: DType,
+    dim: usize,
+    block: usize,
+    stride: usize,
+) -> bool {
+    let capabilities = Capabilities::of(&device.client());
+    element(dtype).is_some_and(|element| takes(&capabilities, element, dim, block, stride))
 }
 
 impl PrismBackend for CubeBackend {
@@ -132,7 +144,7 @@ impl PrismBackend for CubeBackend {
             blocks,
         };
         let pooled = (pooled(&q, batch * q_heads, rows), pooled(&k, batch * kv_heads, key_blocks));
-        select(&q, pooled, Some(&history.handle), [q_heads, kv_heads, dim], &params)
+        selection(&q, pooled, Some(&history.handle), [q_heads, kv_heads, dim], &params)
     }
 
     fn prism_select_blocks(
@@ -147,7 +159,7 @@ impl PrismBackend for CubeBackend {
         let bands = BandMask::new(&params.bands);
         let pooled = pool(&q.client, &capabilities, &queries, &keys, &params.grids, &bands);
         let heads = [queries.shape[1], keys.shape[1], queries.shape[3]];
-        select(&q, pooled, None, heads, &params)
+        selection(&q, pooled, None, heads, &params)
     }
 
     fn prism_pool_moments(
@@ -269,6 +281,33 @@ impl PrismBackend for CubeBackend {
         )
     }
 
+    fn prism_heaviest(
+        masses: IntTensor<Self>,
+        limits: IntTensor<Self>,
+        prefix: Prefix,
+    ) -> IntTensor<Self> {
+        let capabilities = Capabilities::of(&masses.client);
+        if !select::finds_prefixes(&capabilities) {
+            return fallback::heaviest_prefix::<Self>(masses, limits, prefix);
+        }
+        let [masses, limits] = [masses, limits].map(contiguous);
+        let shape @ [batch, heads, rows, len] = dims(&masses);
+        let prefix = match prefix {
+            Prefix::Reaching => select::Prefix::Reaching,
+            Prefix::Within => select::Prefix::Within,
+            Prefix::Count => select::Prefix::Count,
+        };
+        let kept = select::heaviest_prefix(
+            &masses.client,
+            &capabilities,
+            &masses.handle,
+            &limits.handle,
+            [batch * heads * rows, len],
+            prefix,
+        );
+        output(&masses, kept, shape, DType::I32)
+    }
+
     fn prism_attend(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -312,7 +351,7 @@ impl PrismBackend for CubeBackend {
 }
 
 /// Selects from pooled vectors, by the paper's scores; results beside `like`.
-fn select(
+fn selection(
     like: &CubeTensor,
     (q, k): (Pooled, Pooled),
     history: Option<&Handle>,

@@ -8,7 +8,7 @@ use prism_core::select::ByMass;
 use prism_core::selection::WORD_BITS;
 
 use super::tensor::{Bool, Int};
-use crate::ops::ChooseParams;
+use crate::ops::{ChooseParams, Prefix};
 
 /// Words `[batch, q_heads, rows, words_per_row]` and counts `[batch, q_heads, rows, 1]` from masses
 /// `[batch, q_heads, rows, bands · blocks]`; the blocks end with those that the last row may read.
@@ -85,18 +85,36 @@ fn selected<B: Backend>(masses: &Int<B>, params: &ChooseParams) -> Bool<B> {
     selected
 }
 
+/// The heaviest elements of each row, 1 for each of them; see
+/// [`prism_heaviest`](crate::ops::PrismBackend::prism_heaviest).
+pub fn heaviest_prefix<B: Backend>(
+    masses: IntTensor<B>,
+    limits: IntTensor<B>,
+    prefix: Prefix,
+) -> IntTensor<B> {
+    let (masses, limits) = (Int::<B>(masses), Int(limits));
+    let kept = match prefix {
+        Prefix::Reaching => heaviest(&masses, &masses, &limits),
+        Prefix::Count => {
+            let one = Int::full(masses.dims::<4>(), 1, &masses.device());
+            heaviest(&masses, &one, &limits)
+        }
+        Prefix::Within => {
+            // Lighter ones than the first that is too much take no part.
+            let Edge { heavier, tied, tied_weights, missing } =
+                edge(&masses, &masses, &(limits + 1));
+            heavier | (tied & tied_weights.cumsum().lt(&missing))
+        }
+    };
+    kept.int().0
+}
+
 /// The smallest prefix of the blocks, by (mass descending, index ascending), whose weights add up
 /// to `target`; every block if they don't. Blocks of negative mass take no part.
-pub fn heaviest<B: Backend>(masses: &Int<B>, weights: &Int<B>, target: &Int<B>) -> Bool<B> {
+fn heaviest<B: Backend>(masses: &Int<B>, weights: &Int<B>, target: &Int<B>) -> Bool<B> {
     let Edge { heavier, tied, tied_weights, missing } = edge(masses, weights, target);
     let before = tied_weights.clone().cumsum() - tied_weights;
     heavier | (tied & before.lt(&missing))
-}
-
-/// The largest prefix in the same order whose masses add up to at most `limit`.
-pub fn heaviest_within<B: Backend>(masses: &Int<B>, limit: &Int<B>) -> Bool<B> {
-    let Edge { heavier, tied, tied_weights, missing } = edge(masses, masses, limit);
-    heavier | (tied & !tied_weights.cumsum().gt(&missing))
 }
 
 /// Where a prefix ends.

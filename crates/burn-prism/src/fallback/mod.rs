@@ -23,7 +23,7 @@ use std::ops::Range;
 use prism_core::BlockGrid;
 
 pub use attend::attend;
-pub use by_mass::choose;
+pub use by_mass::{choose, heaviest_prefix};
 pub use linear::{linear, linear_residual, swiglu};
 pub use pool::{pool, pool_moments};
 pub use rotate::{rotate, rotate_and_pool, turn};

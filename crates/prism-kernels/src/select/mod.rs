@@ -5,7 +5,7 @@
 //! gives a unit to each row.
 //! [`second_order`] scores in another way. These select with [`rule`] and [`write`] the result;
 //! [`outliers`] has scores and a rule of its own; [`from_masses`] is the rule
-//! alone, on masses such as [`antidiagonal`]'s.
+//! alone, on masses such as [`antidiagonal`]'s, and [`prefix`] its search for rows of any length.
 
 pub mod antidiagonal;
 mod digits;
@@ -14,6 +14,7 @@ mod halves;
 mod mma;
 pub mod outliers;
 mod plane;
+mod prefix;
 mod rule;
 mod scores;
 mod search;
@@ -35,6 +36,7 @@ use crate::pool::in_band;
 use crate::span::{Span, Spans};
 use crate::work::{cube_count, launch, widest};
 pub use from_masses::{MassesProblem, select_from_masses};
+pub use prefix::{Prefix, finds_prefixes, heaviest_prefix};
 use rule::{Rule, RuleShape};
 pub use second_order::{SecondOrderProblem, select_by_second_order, select_by_second_order_on};
 

@@ -5,13 +5,13 @@ use prism_core::BlockGrid;
 use prism_core::selectors::FlexPrefill;
 
 use super::last_queries::LastQueries;
-use super::lines::{Lines, by_block, largest, masses};
-use crate::fallback::by_mass::{heaviest, heaviest_within};
+use super::lines::{Lines, by_block, heaviest, largest, masses};
 use crate::fallback::softmax::{probabilities, scores};
 use crate::fallback::tensor::{Float, Int};
+use crate::ops::{Prefix, PrismBackend};
 
 /// What the heads of some sequences on one grid read; the means are those of its blocks.
-pub fn lines<B: Backend>(
+pub fn lines<B: PrismBackend>(
     (q, k): (Float<B>, Float<B>),
     (means_q, means_k): (Float<B>, Float<B>),
     grid: &BlockGrid,
@@ -37,13 +37,13 @@ pub fn lines<B: Backend>(
     let query_aware = !(distance.gt(options.tau as f32) | distance.eq(options.tau as f32));
 
     let (least, most) = options.limits(grid);
-    let target = Int::full([1, 1, 1, 1], options.target() as i32, &device);
+    let target = || Int::full([batch, heads, 1, 1], options.target() as i32, &device);
     let choose = |shares: Float<B>| {
         let tokens = masses(shares.clone());
-        let tokens = heaviest(&tokens, &tokens, &target).int().sum(3);
+        let tokens = heaviest(tokens, target(), Prefix::Reaching).sum(3);
         let count = (tokens / grid.block() as i32 + 1).at_least(least as i32).at_most(most as i32);
         let count = count.fill(&query_aware, least as i32);
-        largest(masses(by_block(shares, grid)), 1, &count)
+        largest(masses(by_block(shares, grid)), 1, count)
     };
     let (columns, distances) = (choose(last.vertical), choose(last.slash));
     let pairs = (options.tau > 0.0).then(|| {
@@ -54,8 +54,9 @@ pub fn lines<B: Backend>(
         let p = probabilities(scores(means_q * scale, keys), &future);
         // All rows share one budget: a row has an equal share of the mass.
         let shares = masses(p * (1.0 / rows as f32)).fill(&future, -1);
-        let pairs = heaviest_within(&shares.reshape([batch, heads, 1, rows * blocks]), &target);
-        let pairs = pairs.reshape([batch, heads, rows, blocks]);
+        let shares = shares.reshape([batch, heads, 1, rows * blocks]);
+        let pairs = heaviest(shares, target(), Prefix::Within);
+        let pairs = pairs.reshape([batch, heads, rows, blocks]).is(1);
         pairs & query_aware.clone().expand([batch, heads, rows, blocks])
     });
     Lines { columns, distances, pairs, first_block }

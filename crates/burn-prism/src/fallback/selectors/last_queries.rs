@@ -7,8 +7,8 @@ use crate::fallback::softmax::{probabilities, scores};
 use crate::fallback::tensor::{Float, Int};
 use crate::fallback::{TILE, steps};
 
-/// About how many probabilities there are at once: those of a few queries even of long prompts, since a
-/// query at a time would read all keys each time and leave most of a GPU idle.
+/// About how many probabilities there are at once: those of many queries even of long prompts, since each step
+/// reads all keys of its heads.
 pub const AT_ONCE: usize = 4 * TILE;
 
 /// Probabilities of the last queries over their number, `[batch, q_heads, 1, kv_len]` each.
@@ -25,42 +25,56 @@ impl<B: Backend> LastQueries<B> {
     /// Of the last `count` queries, as far as there are that many that see a key; Q and K are those of
     /// sequences on one grid.
     pub fn new(q: Float<B>, k: &Float<B>, grid: &BlockGrid, scale: f32, count: usize) -> Self {
-        let device = q.device();
-        let [batch, heads, ..] = q.dims::<4>();
-        let len = grid.kv_len();
+        let ([batch, heads, ..], [_, kv_heads, ..]) = (q.dims::<4>(), k.dims::<4>());
+        let (device, group, len) = (q.device(), heads / kv_heads, grid.kv_len());
         let queries = count.min(grid.q_len() - grid.blind_queries());
         let newest_first = (0..queries).map(|r| (grid.q_len() - 1 - r) as i32).collect();
         let q = q.select(2, Int::from_list(newest_first, &device)).cast(FloatDType::F32);
-        let keys = k.clone().slice(2, 0..len).cast(FloatDType::F32).transpose();
-        let one = [batch, heads, 1, len];
-        let mut vertical = Float::full(one, 0.0, &device);
-        let mut diagonals = Float::full(one, 0.0, &device);
-        for rows in steps(queries, (AT_ONCE / (batch * heads * len)).max(1)) {
-            let (start, count) = (rows.start, rows.len());
-            let visible = rows.clone().map(|r| (len - r) as i32).collect();
-            let visible = Int::from_list(visible, &device).reshape([1, 1, count, 1]);
-            let unseen = Int::range(0..len, &device).reshape([1, 1, 1, len]).ge(&visible);
-            let p = scores(q.clone().slice(2, rows) * scale, keys.clone());
-            let p = probabilities(p, &unseen);
-            vertical = vertical + p.clone().sum(2);
-            // Row r shifts right by r, so that diagonals become columns: rows of one element less begin
-            // one element earlier each. Column c holds distance len − 1 − c.
-            let (wide, narrow) = (len + count, len + count - 1);
-            let p = Float::join(vec![p], 3, [batch, heads, count, wide], 0.0, &device)
-                .reshape([batch, heads, 1, count * wide])
-                .slice(3, 0..count * narrow)
-                .reshape([batch, heads, count, narrow])
-                .sum(2)
-                .slice(3, 0..len - start);
-            let mut parts = vec![p];
-            if start > 0 {
-                parts.insert(0, Float::full([batch, heads, 1, start], 0.0, &device));
-            }
-            diagonals = diagonals + Float::join(parts, 3, one, 0.0, &device);
-        }
-        let nearest_first = (0..len as i32).rev().collect();
-        let slash = diagonals.select(3, Int::from_list(nearest_first, &device));
+        // Few heads rather than few of their queries, each of which would read all keys of all heads.
+        let some = (AT_ONCE / (batch * group * len * queries).max(1)).max(1);
+        let (vertical, slash) = steps(kv_heads, some)
+            .map(|own| {
+                let q = q.clone().slice(1, own.start * group..own.end * group);
+                lines(q * scale, k.clone().slice(1, own), len)
+            })
+            .unzip();
+        let join = |parts| Float::join(parts, 1, [batch, heads, 1, len], 0.0, &device);
         let share = 1.0 / queries.max(1) as f32;
-        Self { vertical: vertical * share, slash: slash * share, q }
+        Self { vertical: join(vertical) * share, slash: join(slash) * share, q }
     }
+}
+
+/// Sums of the probabilities of some heads by column and by distance; `q` are scaled, the last one first.
+fn lines<B: Backend>(q: Float<B>, k: Float<B>, len: usize) -> (Float<B>, Float<B>) {
+    let device = q.device();
+    let [batch, heads, queries, _] = q.dims::<4>();
+    let keys = k.slice(2, 0..len).cast(FloatDType::F32).transpose();
+    let one = [batch, heads, 1, len];
+    let mut vertical = Float::full(one, 0.0, &device);
+    let mut diagonals = Float::full(one, 0.0, &device);
+    for rows in steps(queries, (AT_ONCE / (batch * heads * len)).max(1)) {
+        let (start, count) = (rows.start, rows.len());
+        let visible = rows.clone().map(|r| (len - r) as i32).collect();
+        let visible = Int::from_list(visible, &device).reshape([1, 1, count, 1]);
+        let unseen = Int::range(0..len, &device).reshape([1, 1, 1, len]).ge(&visible);
+        let p = scores(q.clone().slice(2, rows), keys.clone());
+        let p = probabilities(p, &unseen);
+        vertical = vertical + p.clone().sum(2);
+        // Row r shifts right by r, so that diagonals become columns: rows of one element less begin
+        // one element earlier each. Column c holds distance len − 1 − c.
+        let (wide, narrow) = (len + count, len + count - 1);
+        let p = Float::join(vec![p], 3, [batch, heads, count, wide], 0.0, &device)
+            .reshape([batch, heads, 1, count * wide])
+            .slice(3, 0..count * narrow)
+            .reshape([batch, heads, count, narrow])
+            .sum(2)
+            .slice(3, 0..len - start);
+        let mut parts = vec![p];
+        if start > 0 {
+            parts.insert(0, Float::full([batch, heads, 1, start], 0.0, &device));
+        }
+        diagonals = diagonals + Float::join(parts, 3, one, 0.0, &device);
+    }
+    let nearest_first = (0..len as i32).rev().collect();
+    (vertical, diagonals.select(3, Int::from_list(nearest_first, &device)))
 }

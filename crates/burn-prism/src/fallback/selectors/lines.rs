@@ -6,9 +6,9 @@ use burn::backend::Backend;
 use prism_core::BlockGrid;
 use prism_core::masses::MASS_ONE;
 
-use crate::fallback::by_mass::heaviest;
 use crate::fallback::choice::{Choice, RowSource};
 use crate::fallback::tensor::{Bool, Float, Int};
+use crate::ops::{Prefix, PrismBackend};
 
 /// The heads of some sequences on one grid.
 pub struct Lines<B: Backend> {
@@ -52,15 +52,18 @@ pub fn masses<B: Backend>(shares: Float<B>) -> Int<B> {
     (shares * MASS_ONE as f32).round()
 }
 
+/// The heaviest of each head, `[batch, heads, 1, length]`, 1 for each of them.
+pub fn heaviest<B: PrismBackend>(masses: Int<B>, limits: Int<B>, prefix: Prefix) -> Int<B> {
+    Int(B::prism_heaviest(masses.0, limits.0, prefix))
+}
+
 /// The `count` largest of each head, the first `forced` before all others.
-pub fn largest<B: Backend>(masses: Int<B>, forced: usize, count: &Int<B>) -> Int<B> {
+pub fn largest<B: PrismBackend>(masses: Int<B>, forced: usize, count: Int<B>) -> Int<B> {
     let device = masses.device();
-    let [batch, heads, _, len] = masses.dims();
+    let [.., len] = masses.dims::<4>();
     let first = Int::range(0..len, &device).reshape([1, 1, 1, len]).below(forced as i32);
     // More than any share.
-    let masses = masses.fill(&first, MASS_ONE as i32 + 1);
-    let one = Int::full([batch, heads, 1, len], 1, &device);
-    heaviest(&masses, &one, count).int()
+    heaviest(masses.fill(&first, MASS_ONE as i32 + 1), count, Prefix::Count)
 }
 
 /// Sums over runs of a block, `[batch, heads, 1, key_blocks]` of `[batch, heads, 1, kv_len]`.

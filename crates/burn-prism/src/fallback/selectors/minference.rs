@@ -1,6 +1,5 @@
 //! MInference's vertical-slash heads.
 
-use burn::backend::Backend;
 use prism_core::BlockGrid;
 use prism_core::selectors::MInference;
 use prism_core::selectors::minference::{MIN_VERTICAL, RECENT_SLASH};
@@ -8,9 +7,10 @@ use prism_core::selectors::minference::{MIN_VERTICAL, RECENT_SLASH};
 use super::last_queries::LastQueries;
 use super::lines::{Lines, largest, masses};
 use crate::fallback::tensor::{Float, Int};
+use crate::ops::PrismBackend;
 
 /// What the heads of some sequences on one grid read.
-pub fn lines<B: Backend>(
+pub fn lines<B: PrismBackend>(
     q: Float<B>,
     k: Float<B>,
     grid: &BlockGrid,
@@ -20,11 +20,11 @@ pub fn lines<B: Backend>(
     let device = q.device();
     let last = LastQueries::new(q, &k, grid, scale, options.last_queries);
     let (vertical, slash) = options.budget(grid.kv_len());
-    let number = |n: usize| Int::full([1, 1, 1, 1], n as i32, &device);
-    let columns = largest(masses(last.vertical), MIN_VERTICAL, &number(vertical));
-    let distances = largest(masses(last.slash), RECENT_SLASH, &number(slash));
+    let [batch, heads, ..] = last.vertical.dims::<4>();
+    let number = |n: usize| Int::full([batch, heads, 1, 1], n as i32, &device);
+    let columns = largest(masses(last.vertical), MIN_VERTICAL, number(vertical));
+    let distances = largest(masses(last.slash), RECENT_SLASH, number(slash));
 
-    let [batch, heads, ..] = columns.dims::<4>();
     let (blocks, block) = (grid.key_blocks(), grid.block());
     let by_block = |lines: Int<B>| {
         Int::join(vec![lines], 3, [batch, heads, 1, blocks * block], 0, &device)

@@ -13,6 +13,7 @@ mod parts;
 mod patterns;
 
 pub use groups::antidiagonal_masses;
+pub use last_queries::AT_ONCE as LAST_QUERIES_AT_ONCE;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use prism_core::bands::Bands;

@@ -17,10 +17,10 @@ use derive_new::new;
 use prism_core::BlockGrid;
 
 use crate::capabilities::Capabilities;
-use crate::operand::Operand;
+use crate::operand::{Element, Operand};
 
-/// Bytes of sums that are there at once.
-const SCRATCH: usize = 64 << 20;
+/// Bytes of sums that are there at once, about.
+pub const SCRATCH: usize = 64 << 20;
 
 /// What masses are made from.
 #[derive(Debug, Clone, new)]
@@ -40,10 +40,12 @@ pub struct AntidiagonalProblem<'a> {
 }
 
 impl AntidiagonalProblem<'_> {
-    /// Whether the kernels run the problem: f16 or bf16 on tensor cores, head_dim in multiples of 16, rows
-    /// that 16 bytes divide, and 2 to 64 groups a block, a power of two.
+    /// Whether the kernels run the problem: they [`take`](takes) it, and 16 bytes divide its rows.
     pub fn runs(&self, capabilities: &Capabilities) -> bool {
-        sums::runs(capabilities, self)
+        let AntidiagonalProblem { q, k, grid, stride, .. } = *self;
+        q.element == k.element
+            && takes(capabilities, q.element, q.shape[3], grid.block(), stride)
+            && [q, k].iter().all(|x| x.vector_size(16) == sums::WIDE)
     }
 
     /// Groups a block.
@@ -55,6 +57,20 @@ impl AntidiagonalProblem<'_> {
     fn blocks(&self) -> usize {
         self.rows.end.checked_sub(1).map_or(0, |row| self.grid.causal_blocks(row))
     }
+}
+
+/// Whether the kernels take heads of a type and width in blocks of a size: f16 or bf16 on tensor cores,
+/// head_dim in multiples of 16, and 2 to 64 groups a block, a power of two.
+pub fn takes(
+    capabilities: &Capabilities,
+    element: Element,
+    dim: usize,
+    block: usize,
+    stride: usize,
+) -> bool {
+    capabilities.mma(element)
+        && capabilities.copy_async
+        && sums::fits(capabilities, dim, block, stride)
 }
 
 /// Integer masses `[batch · q_heads, rows, blocks]` u32 of a problem that the kernels

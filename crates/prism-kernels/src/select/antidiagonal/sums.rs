@@ -28,7 +28,7 @@ const UNITS: usize = WARPS * 32;
 const M_TILES: usize = OWN / 16;
 const N_TILES: usize = OWN / 8;
 /// Elements of 16 bytes.
-const WIDE: usize = 8;
+pub(super) const WIDE: usize = 8;
 
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,14 +59,15 @@ impl SumsShape {
         2 * self.stages * self.stage() * 16
     }
 
-    /// The layout for a problem that fits a device, if any does.
-    fn fitting(capabilities: &Capabilities, problem: &AntidiagonalProblem) -> Option<Self> {
-        let (block, stride, [.., dim]) = (problem.grid.block(), problem.stride, problem.q.shape);
-        if block % stride != 0 {
-            return None;
-        }
+    /// The layout that fits a device, if any does.
+    fn fitting(
+        capabilities: &Capabilities,
+        dim: usize,
+        block: usize,
+        stride: usize,
+    ) -> Option<Self> {
         let dims = [64, 32, 16].into_iter().find(|dims| dim % dims == 0)?;
-        let per_block = block / stride;
+        let per_block = if block % stride == 0 { block / stride } else { 0 };
         let shape = Self { stride, per_block, dim, dims, stages: 3 };
         let shapes = [shape, Self { stages: 2, ..shape }];
         let takes = (2..=OWN).contains(&per_block) && per_block.is_power_of_two();
@@ -75,16 +76,10 @@ impl SumsShape {
     }
 }
 
-/// Whether the kernel runs a problem.
-pub(super) fn runs(capabilities: &Capabilities, problem: &AntidiagonalProblem) -> bool {
-    let AntidiagonalProblem { q, k, .. } = problem;
-    q.element == k.element
-        && capabilities.mma(q.element)
-        && capabilities.copy_async
-        && q.vector_size(16) == WIDE
-        && k.vector_size(16) == WIDE
-        && UNITS <= capabilities.units as usize
-        && SumsShape::fitting(capabilities, problem).is_some()
+/// Whether some layout fits.
+pub(super) fn fits(capabilities: &Capabilities, dim: usize, block: usize, stride: usize) -> bool {
+    UNITS <= capabilities.units as usize
+        && SumsShape::fitting(capabilities, dim, block, stride).is_some()
 }
 
 /// Writes the logarithms to base 2 of the sums of a run: `[heads, lines, blocks]` f32, as far as causal.
@@ -95,7 +90,8 @@ pub(super) fn sum(
     run: &HostRun,
     sums: &Handle,
 ) {
-    let Some(shape) = SumsShape::fitting(capabilities, problem) else { return };
+    let (block, [.., dim]) = (problem.grid.block(), problem.q.shape);
+    let Some(shape) = SumsShape::fitting(capabilities, dim, block, problem.stride) else { return };
     let blocks = problem.blocks();
     let k_tiles = (blocks * shape.per_block).div_ceil(TILE);
     let cubes = run.heads * run.lines.div_ceil(TILE) * k_tiles;
