@@ -9,7 +9,8 @@ use prism_kernels::Element;
 use crate::check_attention::{ELEMENTS, attention, bad_values, far_strides};
 use crate::check_pool::pooling;
 use crate::{
-    check_antidiagonal, check_matmul, check_outliers, check_repeats, check_rotate, check_select,
+    check_antidiagonal, check_matmul, check_outliers, check_prefix, check_repeats, check_rotate,
+    check_select,
 };
 
 /// A piece of the catalogue, ready to be checked.
@@ -96,6 +97,7 @@ fn attention_tasks(gpu: &Gpu, small: bool) -> Vec<Task<'_>> {
     tasks.push(Box::new(|run| check_select::wild(gpu, run)));
     tasks.push(Box::new(|run| check_antidiagonal::right(gpu, run)));
     tasks.push(Box::new(|run| check_antidiagonal::bad(gpu, run)));
+    tasks.push(Box::new(|run| check_prefix::right(gpu, run)));
     tasks.push(Box::new(|run| check_outliers::right(gpu, run)));
     tasks.push(Box::new(|run| check_outliers::bad(gpu, run)));
     tasks.push(Box::new(|run| pooling(gpu, run)));

@@ -7,6 +7,7 @@ mod check_attention;
 mod check_matmul;
 mod check_outliers;
 mod check_pool;
+mod check_prefix;
 mod check_repeats;
 mod check_rotate;
 mod check_select;

@@ -373,6 +373,14 @@ mod tests {
     }
 
     #[test]
+    fn a_maximum_binds_where_everything_is_kept_after_forced_blocks() {
+        let rule = SelectionRule { max_blocks: Some(2), ..rule(Budget::Mass(0.5)) };
+        let mut words = [0];
+        rule.select_row_after_forced(&[5, 9, 7, 8], None, false, &mut words);
+        assert_eq!(words, [0b1010]);
+    }
+
+    #[test]
     fn bad_settings_are_refused() {
         for mass in [0.0, -1.0, 1.5, f64::NAN] {
             assert!(rule(Budget::Mass(mass)).validate().is_err(), "{mass}");

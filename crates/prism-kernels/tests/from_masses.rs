@@ -17,7 +17,7 @@ fn masses([heads, bands]: [usize; 2], grid: &BlockGrid, rows: &[usize], blocks: 
         let mut weights: Vec<f64> = random
             .by_ref()
             .take(blocks)
-            .map(|x| f64::from(x))
+            .map(f64::from)
             .map(|x| if x < -1.0 { 0.0 } else { (x * 3.0).floor().exp() })
             .collect();
         if line % 5 == 0 {

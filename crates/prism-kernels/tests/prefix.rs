@@ -37,13 +37,7 @@ fn are_the_heaviest_elements_found() {
                 1 => (x * 3.0).exp() as i32 * 50,
                 2 => 7,
                 3 => 0,
-                4 => {
-                    if x > 2.0 {
-                        1 << 21
-                    } else {
-                        -1
-                    }
-                }
+                4 if x > 2.0 => 1 << 21,
                 _ => -1,
             })
             .collect();

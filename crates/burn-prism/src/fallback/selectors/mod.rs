@@ -1,6 +1,7 @@
 //! [`prism_core::selectors`] in tensor ops: nothing is read back to the host.
 //!
-//! `outliers` is an operation of the backend, which may have kernels for it.
+//! `outliers`, masses by antidiagonals, the heaviest of a row and the choice by masses are operations of the
+//! backend, which may have kernels for them.
 
 mod flexprefill;
 mod groups;

@@ -1,6 +1,6 @@
 //! Scores of groups on `mma.sync` m16n8k16, and their exponentials added up by block.
 //!
-//! A cube takes 128 query groups by 128 key groups, a warp a quarter. Of the S·head_dim that each product
+//! A cube takes a tile of query groups by 128 key groups, a warp 64 by 64 of them. Of the S·head_dim that each product
 //! is long, some dims of one position pass through shared memory at a time: step c brings query S − 1 − c
 //! and key c of every group, which is all that the reversal takes. Positions without a query or a key are
 //! zeros. Copies run a few steps ahead.
@@ -18,12 +18,10 @@ use crate::operand::buffer;
 use crate::special::{exp2, log2};
 use crate::work::{cube_count, launch};
 
-/// Groups a tile, of queries and of keys.
-const TILE: usize = 128;
-/// Groups a warp, of both.
+/// Key groups a tile.
+const KEYS: usize = 128;
+/// Groups a warp, of queries and of keys.
 const OWN: usize = 64;
-const WARPS: usize = (TILE / OWN) * (TILE / OWN);
-const UNITS: usize = WARPS * 32;
 /// Tiles of 16 query groups and of 8 key groups a warp.
 const M_TILES: usize = OWN / 16;
 const N_TILES: usize = OWN / 8;
@@ -38,6 +36,8 @@ struct SumsShape {
     /// Groups a block.
     per_block: usize,
     dim: usize,
+    /// Query groups a tile.
+    lines: usize,
     /// Dims a step.
     dims: usize,
     /// Steps in shared memory.
@@ -51,12 +51,12 @@ impl SumsShape {
         self.dims / WIDE + 1
     }
 
-    fn stage(&self) -> usize {
-        TILE * self.pitch()
+    fn warps(&self) -> usize {
+        self.lines / OWN * (KEYS / OWN)
     }
 
     fn shared_memory(&self) -> usize {
-        2 * self.stages * self.stage() * 16
+        self.stages * (self.lines + KEYS) * self.pitch() * 16
     }
 
     /// The layout that fits a device, if any does.
@@ -68,18 +68,24 @@ impl SumsShape {
     ) -> Option<Self> {
         let dims = [64, 32, 16].into_iter().find(|dims| dim % dims == 0)?;
         let per_block = if block % stride == 0 { block / stride } else { 0 };
-        let shape = Self { stride, per_block, dim, dims, stages: 3 };
-        let shapes = [shape, Self { stages: 2, ..shape }];
+        let env = |name: &str, or: usize| {
+            std::env::var(name).ok().and_then(|x| x.parse().ok()).unwrap_or(or)
+        };
+        let (lines, stages) = (env("PRISM_LINES", 128), env("PRISM_STAGES", 3));
+        let shape = Self { stride, per_block, dim, lines, dims, stages };
+        let shapes = [shape, Self { lines: 128, stages: 2, ..shape }];
         let takes = (2..=OWN).contains(&per_block) && per_block.is_power_of_two();
-        let fits = |shape: &Self| shape.shared_memory() <= capabilities.shared_memory;
+        let fits = |shape: &Self| {
+            shape.shared_memory() <= capabilities.shared_memory
+                && shape.warps() * 32 <= capabilities.units as usize
+        };
         shapes.into_iter().find(fits).filter(|_| takes)
     }
 }
 
 /// Whether some layout fits.
 pub(super) fn fits(capabilities: &Capabilities, dim: usize, block: usize, stride: usize) -> bool {
-    UNITS <= capabilities.units as usize
-        && SumsShape::fitting(capabilities, dim, block, stride).is_some()
+    SumsShape::fitting(capabilities, dim, block, stride).is_some()
 }
 
 /// Writes the logarithms to base 2 of the sums of a run: `[heads, lines, blocks]` f32, as far as causal.
@@ -93,8 +99,8 @@ pub(super) fn sum(
     let (block, [.., dim]) = (problem.grid.block(), problem.q.shape);
     let Some(shape) = SumsShape::fitting(capabilities, dim, block, problem.stride) else { return };
     let blocks = problem.blocks();
-    let k_tiles = (blocks * shape.per_block).div_ceil(TILE);
-    let cubes = run.heads * run.lines.div_ceil(TILE) * k_tiles;
+    let k_tiles = (blocks * shape.per_block).div_ceil(KEYS);
+    let cubes = run.heads * run.lines.div_ceil(shape.lines) * k_tiles;
     let address = problem.q.address_type().max(problem.k.address_type());
     let factor = problem.scale / problem.stride as f64 * std::f64::consts::LOG2_E;
     // SAFETY: cubes past the last tile return, positions outside of the sequence aren't read, and only the
@@ -104,7 +110,7 @@ pub(super) fn sum(
             group_sums,
             client,
             cube_count(client, cubes),
-            CubeDim::new_2d(32, WARPS as u32),
+            CubeDim::new_2d(32, shape.warps() as u32),
             address,
             WIDE,
             problem.q.arg(),
@@ -130,15 +136,16 @@ fn group_sums<E: Float, N: Size>(
     #[comptime] shape: SumsShape,
     #[define(E)] _element: ElemType,
 ) {
-    let (tile, stages) = comptime!((TILE, shape.stages));
+    let tile = comptime!(shape.lines);
+    let (lines, keys) = comptime!((shape.stages * shape.lines, shape.stages * KEYS));
     let mut q_tile =
-        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(stages * shape.stage()), 16usize);
+        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(lines * shape.pitch()), 16usize);
     let mut k_tile =
-        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(stages * shape.stage()), 16usize);
+        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(keys * shape.pitch()), 16usize);
     // Cubes that run at the same time read the same keys, and queries of few tiles.
     let q_tiles = run.lines.div_ceil(tile);
     let first_line = CUBE_POS % q_tiles * tile;
-    let first_key = CUBE_POS / q_tiles % k_tiles * tile;
+    let first_key = CUBE_POS / q_tiles % k_tiles * comptime!(KEYS);
     let index = CUBE_POS / (q_tiles * k_tiles);
     let last_group = run.first_group + (first_line + tile).min(run.lines) - 1;
     if index >= run.heads || first_key > last_group {
@@ -151,20 +158,22 @@ fn group_sums<E: Float, N: Size>(
         batch * k.stride(0) + q_head / run.group * k.stride(1),
     );
     let first_query = (run.first_group + first_line) * comptime!(shape.stride);
-    let queries = Rows {
-        base: q_base / comptime!(WIDE),
-        step: q.stride(2) / comptime!(WIDE),
-        first: first_query + run.blind - run.first_position,
-        least: run.blind,
-        count: run.kv_len - run.first_position,
-    };
-    let keys = Rows {
-        base: k_base / comptime!(WIDE),
-        step: k.stride(2) / comptime!(WIDE),
-        first: first_key * comptime!(shape.stride),
-        least: 0usize,
-        count: run.kv_len,
-    };
+    let queries = Rows::new(
+        q_base / comptime!(WIDE),
+        q.stride(2) / comptime!(WIDE),
+        first_query + run.blind - run.first_position,
+        run.blind,
+        run.kv_len - run.first_position,
+        comptime!(shape.lines * shape.stride).runtime(),
+    );
+    let keys = Rows::new(
+        k_base / comptime!(WIDE),
+        k.stride(2) / comptime!(WIDE),
+        first_key * comptime!(shape.stride),
+        0usize.runtime(),
+        run.kv_len,
+        comptime!(KEYS * shape.stride).runtime(),
+    );
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let size!(NF) = def.vector_size(MatrixIdent::A);
     let size!(NC) = def.vector_size(MatrixIdent::Accumulator);
@@ -228,13 +237,31 @@ struct Rows {
     /// The rows that are there.
     least: usize,
     count: usize,
+    /// Whether all rows of the tile are.
+    whole: bool,
+}
+
+#[cube]
+impl Rows {
+    fn new(
+        base: usize,
+        step: usize,
+        first: usize,
+        least: usize,
+        count: usize,
+        tile: usize,
+    ) -> Rows {
+        let from = first - least;
+        let whole = from < count && from + tile <= count;
+        Rows { base, step, first, least, count, whole }
+    }
 }
 
 /// The first query group and the first key group of this warp in the tile.
 #[cube]
 fn own() -> (usize, usize) {
     let warp = UNIT_POS_Y as usize;
-    let across = comptime!(TILE / OWN);
+    let across = comptime!(KEYS / OWN);
     (warp / across * comptime!(OWN), warp % across * comptime!(OWN))
 }
 
@@ -249,7 +276,8 @@ fn products<E: Float, N: Size, NF: Size, NC: Size>(
     keys: &Rows,
     #[comptime] shape: SumsShape,
 ) -> Array<Vector<f32, NC>> {
-    let (stages, pitch, stage) = comptime!((shape.stages, shape.pitch(), shape.stage()));
+    let (stages, pitch) = comptime!((shape.stages, shape.pitch()));
+    let (q_stage, k_stage) = comptime!((shape.lines * shape.pitch(), KEYS * shape.pitch()));
     let (m_tiles, n_tiles) = comptime!((M_TILES, N_TILES));
     let steps = comptime!(shape.stride * (shape.dim / shape.dims));
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
@@ -261,21 +289,21 @@ fn products<E: Float, N: Size, NF: Size, NC: Size>(
     }
     #[unroll]
     for step in 0..comptime!(shape.stages - 1) {
-        bring::<E, N>(q, q_tile, queries, step * stage, step, true, shape);
-        bring::<E, N>(k, k_tile, keys, step * stage, step, false, shape);
+        bring::<E, N>(q, q_tile, queries, step * q_stage, step, true, shape);
+        bring::<E, N>(k, k_tile, keys, step * k_stage, step, false, shape);
         commit();
     }
     let (own_line, own_key) = own();
     let mut now = 0usize;
-    let mut free = comptime!((stages - 1) * stage).runtime();
+    let mut free = comptime!(shape.stages - 1).runtime();
     for step in 0..steps {
         // This step has arrived, and nobody reads the one before, whose place the next to come takes.
         wait(comptime!(shape.stages as u32 - 2));
         sync_cube();
         let ahead = step + comptime!(stages - 1);
         if ahead < steps {
-            bring::<E, N>(q, q_tile, queries, free, ahead, true, shape);
-            bring::<E, N>(k, k_tile, keys, free, ahead, false, shape);
+            bring::<E, N>(q, q_tile, queries, free * q_stage, ahead, true, shape);
+            bring::<E, N>(k, k_tile, keys, free * k_stage, ahead, false, shape);
         }
         commit();
         #[unroll]
@@ -283,7 +311,8 @@ fn products<E: Float, N: Size, NF: Size, NC: Size>(
             let mut lines = Sequence::<Array<Vector<E, NF>>>::new();
             #[unroll]
             for m in 0..m_tiles {
-                let at = now + (own_line + m * 16 + lane % 16) * pitch + s * 2 + lane / 16;
+                let row = own_line + m * 16 + lane % 16;
+                let at = now * q_stage + row * pitch + s * 2 + lane / 16;
                 let fragment =
                     def.load_matrix::<_, NF>(&q_tile[at..at + 1], MatrixIdent::A, 4usize, false);
                 lines.push(fragment);
@@ -291,7 +320,7 @@ fn products<E: Float, N: Size, NF: Size, NC: Size>(
             #[unroll]
             for n in 0..comptime!(N_TILES / 2) {
                 let row = own_key + n * 16 + lane / 16 * 8 + lane % 8;
-                let at = now + row * pitch + s * 2 + lane / 8 % 2;
+                let at = now * k_stage + row * pitch + s * 2 + lane / 8 % 2;
                 let pair =
                     def.load_matrix::<_, NF>(&k_tile[at..at + 1], MatrixIdent::B, 4usize, false);
                 #[unroll]
@@ -313,8 +342,8 @@ fn products<E: Float, N: Size, NF: Size, NC: Size>(
             }
         }
         free = now;
-        now += stage;
-        if now == comptime!(stages * stage) {
+        now += 1usize;
+        if now == stages {
             now = 0usize;
         }
     }
@@ -334,7 +363,8 @@ fn bring<E: Float, N: Size>(
 ) {
     let (stride, pitch) = comptime!((shape.stride, shape.pitch()));
     let chunks = comptime!(shape.dims / WIDE);
-    let apart = comptime!(UNITS / chunks);
+    let apart = comptime!(shape.warps() * 32 / chunks);
+    let tile_rows = comptime!(if reversed { shape.lines } else { KEYS });
     let parts = comptime!(shape.dim / shape.dims);
     let unit = UNIT_POS as usize;
     let (column, first) = (unit % chunks, unit / chunks);
@@ -343,17 +373,26 @@ fn bring<E: Float, N: Size>(
         at = comptime!(stride - 1) - at;
     }
     let place = rows.base + step % parts * chunks + column;
-    #[unroll]
-    for i in 0..comptime!(TILE / apart) {
-        let group = first + i * apart;
-        let row = rows.first + group * stride + at;
-        let to = offset + group * pitch + column;
-        // Before the first this is a very large number.
-        if row - rows.least < rows.count {
-            let from = place + row * rows.step;
+    let row = rows.first + first * stride + at;
+    let to = offset + first * pitch + column;
+    if rows.whole {
+        let from = place + row * rows.step;
+        let far = rows.step * comptime!(apart * stride);
+        #[unroll]
+        for i in 0..comptime!(tile_rows / apart) {
+            let (from, to) = (from + i * far, to + i * apart * pitch);
             copy_async(&x[from..from + 1], &mut tile[to..to + 1], comptime!(WIDE as u32));
-        } else {
-            tile[to] = Vector::new(E::from_int(0));
+        }
+    } else {
+        for i in 0..comptime!(tile_rows / apart) {
+            let (row, to) = (row + i * apart * stride, to + i * apart * pitch);
+            // Before the first this is a very large number.
+            if row - rows.least < rows.count {
+                let from = place + row * rows.step;
+                copy_async(&x[from..from + 1], &mut tile[to..to + 1], comptime!(WIDE as u32));
+            } else {
+                tile[to] = Vector::new(E::from_int(0));
+            }
         }
     }
 }
