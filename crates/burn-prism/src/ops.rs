@@ -264,6 +264,18 @@ pub trait PrismBackend: Backend {
         fallback::antidiagonal_masses::<Self>(q, k, &params)
     }
 
+    /// Softmax of `scores` `[batch, heads, rows, keys]` f32, added up by key and by distance, `[batch, heads, 1,
+    /// keys]` each. Rows are the last queries, the last one first, without the `first` of them: row r sees the
+    /// first keys − `first` − r of the keys, the last of which is at distance 0. A NaN counts for nothing and an
+    /// infinite score as the largest finite number.
+    #[fusion(meta = |scores, _first| fusion::lines(scores))]
+    fn prism_line_sums(
+        scores: FloatTensor<Self>,
+        first: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        fallback::line_sums::<Self>(scores, first)
+    }
+
     /// Selection of some rows by integer masses `[batch, q_heads, rows, bands · blocks]`, i32, whose blocks are
     /// those that the last of the rows may read; what lies after a row doesn't count.
     ///

@@ -98,6 +98,11 @@ impl<B: PrismBackend, C: CheckpointStrategy> PrismBackend for Autodiff<B, C> {
         B::prism_antidiagonal_masses(q.into_primitive(), k.into_primitive(), params)
     }
 
+    fn prism_line_sums(scores: Tensor<B, C>, first: usize) -> (Tensor<B, C>, Tensor<B, C>) {
+        let (vertical, slash) = B::prism_line_sums(scores.into_primitive(), first);
+        (untracked::<B, C>(vertical), untracked::<B, C>(slash))
+    }
+
     fn prism_choose(
         masses: IntTensor<Self>,
         params: ChooseParams,

@@ -252,6 +252,19 @@ impl PrismBackend for CubeBackend {
         fallback::antidiagonal_masses::<Self>(q, k, &params)
     }
 
+    fn prism_line_sums(
+        scores: FloatTensor<Self>,
+        first: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let scores = contiguous(scores);
+        let [batch, heads, rows, len] = dims(&scores);
+        let capabilities = Capabilities::of(&scores.client);
+        let shape = [batch * heads, rows, len];
+        let lines = select::line_sums(&scores.client, &capabilities, &scores.handle, shape, first);
+        let sums = |handle| output(&scores, handle, [batch, heads, 1, len], DType::F32);
+        (sums(lines.vertical), sums(lines.slash))
+    }
+
     fn prism_choose(
         masses: IntTensor<Self>,
         params: ChooseParams,

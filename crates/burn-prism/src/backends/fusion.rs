@@ -54,6 +54,12 @@ pub fn selected_outliers(q: &TensorSpec, params: &OutliersParams) -> (TensorSpec
     selection(q, &params.grids)
 }
 
+/// Of the sums of probabilities by key and by distance.
+pub fn lines(scores: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    let sums = spec([scores.shape[0], scores.shape[1], 1, scores.shape[3]], DType::F32);
+    (sums.clone(), sums)
+}
+
 /// Of the masses of some rows.
 pub fn antidiagonal(q: &TensorSpec, params: &AntidiagonalParams) -> TensorSpec {
     let AntidiagonalParams { grid, rows, .. } = params;

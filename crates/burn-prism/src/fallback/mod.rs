@@ -29,7 +29,7 @@ pub use pool::{pool, pool_moments};
 pub use rotate::{rotate, rotate_and_pool, turn};
 pub use second_order::select_second_order;
 pub use select::{select, select_blocks};
-pub use selectors::antidiagonal_masses;
+pub use selectors::{antidiagonal_masses, line_sums};
 
 /// About how many elements a temporary may have: what bounds the memory.
 const TILE: usize = 1 << 22;

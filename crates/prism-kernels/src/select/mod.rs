@@ -5,12 +5,14 @@
 //! gives a unit to each row.
 //! [`second_order`] scores in another way. These select with [`rule`] and [`write`] the result;
 //! [`outliers`] has scores and a rule of its own; [`from_masses`] is the rule
-//! alone, on masses such as [`antidiagonal`]'s, and [`prefix`] its search for rows of any length.
+//! alone, on masses such as [`antidiagonal`]'s, and [`prefix`] its search for rows of any length,
+//! such as those of [`lines`].
 
 pub mod antidiagonal;
 mod digits;
 mod from_masses;
 mod halves;
+mod lines;
 mod mma;
 pub mod outliers;
 mod plane;
@@ -36,6 +38,7 @@ use crate::pool::in_band;
 use crate::span::{Span, Spans};
 use crate::work::{cube_count, launch, widest};
 pub use from_masses::{MassesProblem, select_from_masses};
+pub use lines::{Lines, line_sums};
 pub use prefix::{Prefix, finds_prefixes, heaviest_prefix};
 use rule::{Rule, RuleShape};
 pub use second_order::{SecondOrderProblem, select_by_second_order, select_by_second_order_on};

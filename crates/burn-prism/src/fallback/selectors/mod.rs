@@ -1,7 +1,7 @@
 //! [`prism_core::selectors`] in tensor ops: nothing is read back to the host.
 //!
-//! `outliers`, masses by antidiagonals, the heaviest of a row and the choice by masses are operations of the
-//! backend, which may have kernels for them.
+//! `outliers`, masses by antidiagonals, sums of lines, the heaviest of a row and the choice by masses are
+//! operations of the backend, which may have kernels for them.
 
 mod flexprefill;
 mod groups;
@@ -14,7 +14,7 @@ mod parts;
 mod patterns;
 
 pub use groups::antidiagonal_masses;
-pub use last_queries::AT_ONCE as LAST_QUERIES_AT_ONCE;
+pub use last_queries::{AT_ONCE as LAST_QUERIES_AT_ONCE, line_sums};
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use prism_core::bands::Bands;
