@@ -20,8 +20,8 @@ use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate, rotate_and_pool}
 use prism_kernels::select::antidiagonal::{AntidiagonalProblem, antidiagonal_masses};
 use prism_kernels::select::outliers::{OutliersProblem, select_outliers_on};
 use prism_kernels::select::{
-    MassesProblem, SecondOrderProblem, SelectProblem, SelectRung, Selection, select_blocks_on,
-    select_by_second_order, select_from_masses,
+    MassesProblem, Prefix, SecondOrderProblem, SelectProblem, SelectRung, Selection,
+    heaviest_prefix, line_sums, select_blocks_on, select_by_second_order, select_from_masses,
 };
 use prism_kernels::{Element, Matrix, Operand};
 
@@ -149,6 +149,9 @@ fn kernels(
         let problem = MassesProblem::new(&handle, shape, &grids[0], 0, words, by, &rule, false);
         all.extend(sources(|| {
             select_from_masses(client, &capabilities, &problem);
+            line_sums(client, &capabilities, &handle, [heads, 64, len], 0);
+            let shape = [heads, len];
+            heaviest_prefix(client, &capabilities, &handle, &handle, shape, Prefix::Within);
         }));
     }
     for (layout, name) in

@@ -7,6 +7,7 @@
 //! row's masses. What [`prism_core::selectors::XAttention`] defines, but in f32.
 
 mod masses;
+mod products;
 mod sums;
 
 use std::ops::Range;

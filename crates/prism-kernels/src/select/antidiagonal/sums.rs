@@ -1,15 +1,12 @@
 //! Scores of groups on `mma.sync` m16n8k16, and their exponentials added up by block.
 //!
-//! A cube takes a tile of query groups by 128 key groups, a warp 64 by 64 of them. Of the S·head_dim that each product
-//! is long, some dims of one position pass through shared memory at a time: step c brings query S − 1 − c
-//! and key c of every group, which is all that the reversal takes. Positions without a query or a key are
-//! zeros. Copies run a few steps ahead.
+//! A cube takes 128 query groups by 128 key groups, a warp a quarter.
 
 use cubecl::cmma::{MatrixIdent, MmaDefinition};
-use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
+use super::products::{Rows, own, products};
 use super::{AntidiagonalProblem, HostRun, Run};
 use crate::attend::softmax::{nothing, reference};
 use crate::capabilities::Capabilities;
@@ -18,45 +15,46 @@ use crate::operand::buffer;
 use crate::special::{exp2, log2};
 use crate::work::{cube_count, launch};
 
-/// Key groups a tile.
-const KEYS: usize = 128;
-/// Groups a warp, of queries and of keys.
-const OWN: usize = 64;
+/// Groups a tile, of queries and of keys.
+pub(super) const TILE: usize = 128;
+/// Groups a warp, of both.
+pub(super) const OWN: usize = 64;
+const WARPS: usize = (TILE / OWN) * (TILE / OWN);
+pub(super) const UNITS: usize = WARPS * 32;
 /// Tiles of 16 query groups and of 8 key groups a warp.
-const M_TILES: usize = OWN / 16;
-const N_TILES: usize = OWN / 8;
+pub(super) const M_TILES: usize = OWN / 16;
+pub(super) const N_TILES: usize = OWN / 8;
 /// Elements of 16 bytes.
 pub(super) const WIDE: usize = 8;
 
 /// What the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct SumsShape {
+pub(super) struct SumsShape {
     /// Positions a group.
-    stride: usize,
+    pub stride: usize,
     /// Groups a block.
     per_block: usize,
-    dim: usize,
-    /// Query groups a tile.
-    lines: usize,
+    pub dim: usize,
     /// Dims a step.
-    dims: usize,
+    pub dims: usize,
     /// Steps in shared memory.
-    stages: usize,
+    pub stages: usize,
 }
 
 impl SumsShape {
     /// Vectors of 16 bytes from one row in shared memory to the next: an odd number, so that the eight rows
     /// that `ldmatrix` reads at once lie in different banks.
-    fn pitch(&self) -> usize {
+    pub fn pitch(&self) -> usize {
         self.dims / WIDE + 1
     }
 
-    fn warps(&self) -> usize {
-        self.lines / OWN * (KEYS / OWN)
+    /// Vectors of a step, of queries or of keys.
+    pub fn stage(&self) -> usize {
+        TILE * self.pitch()
     }
 
     fn shared_memory(&self) -> usize {
-        self.stages * (self.lines + KEYS) * self.pitch() * 16
+        2 * self.stages * self.stage() * 16
     }
 
     /// The layout that fits a device, if any does.
@@ -68,24 +66,18 @@ impl SumsShape {
     ) -> Option<Self> {
         let dims = [64, 32, 16].into_iter().find(|dims| dim % dims == 0)?;
         let per_block = if block % stride == 0 { block / stride } else { 0 };
-        let env = |name: &str, or: usize| {
-            std::env::var(name).ok().and_then(|x| x.parse().ok()).unwrap_or(or)
-        };
-        let (lines, stages) = (env("PRISM_LINES", 128), env("PRISM_STAGES", 3));
-        let shape = Self { stride, per_block, dim, lines, dims, stages };
-        let shapes = [shape, Self { lines: 128, stages: 2, ..shape }];
+        let shape = Self { stride, per_block, dim, dims, stages: 3 };
+        let shapes = [shape, Self { stages: 2, ..shape }];
         let takes = (2..=OWN).contains(&per_block) && per_block.is_power_of_two();
-        let fits = |shape: &Self| {
-            shape.shared_memory() <= capabilities.shared_memory
-                && shape.warps() * 32 <= capabilities.units as usize
-        };
+        let fits = |shape: &Self| shape.shared_memory() <= capabilities.shared_memory;
         shapes.into_iter().find(fits).filter(|_| takes)
     }
 }
 
 /// Whether some layout fits.
 pub(super) fn fits(capabilities: &Capabilities, dim: usize, block: usize, stride: usize) -> bool {
-    SumsShape::fitting(capabilities, dim, block, stride).is_some()
+    UNITS <= capabilities.units as usize
+        && SumsShape::fitting(capabilities, dim, block, stride).is_some()
 }
 
 /// Writes the logarithms to base 2 of the sums of a run: `[heads, lines, blocks]` f32, as far as causal.
@@ -99,8 +91,8 @@ pub(super) fn sum(
     let (block, [.., dim]) = (problem.grid.block(), problem.q.shape);
     let Some(shape) = SumsShape::fitting(capabilities, dim, block, problem.stride) else { return };
     let blocks = problem.blocks();
-    let k_tiles = (blocks * shape.per_block).div_ceil(KEYS);
-    let cubes = run.heads * run.lines.div_ceil(shape.lines) * k_tiles;
+    let k_tiles = (blocks * shape.per_block).div_ceil(TILE);
+    let cubes = run.heads * run.lines.div_ceil(TILE) * k_tiles;
     let address = problem.q.address_type().max(problem.k.address_type());
     let factor = problem.scale / problem.stride as f64 * std::f64::consts::LOG2_E;
     // SAFETY: cubes past the last tile return, positions outside of the sequence aren't read, and only the
@@ -110,7 +102,7 @@ pub(super) fn sum(
             group_sums,
             client,
             cube_count(client, cubes),
-            CubeDim::new_2d(32, shape.warps() as u32),
+            CubeDim::new_2d(32, WARPS as u32),
             address,
             WIDE,
             problem.q.arg(),
@@ -136,16 +128,15 @@ fn group_sums<E: Float, N: Size>(
     #[comptime] shape: SumsShape,
     #[define(E)] _element: ElemType,
 ) {
-    let tile = comptime!(shape.lines);
-    let (lines, keys) = comptime!((shape.stages * shape.lines, shape.stages * KEYS));
+    let (tile, stages) = comptime!((TILE, shape.stages));
     let mut q_tile =
-        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(lines * shape.pitch()), 16usize);
+        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(stages * shape.stage()), 16usize);
     let mut k_tile =
-        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(keys * shape.pitch()), 16usize);
+        Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(stages * shape.stage()), 16usize);
     // Cubes that run at the same time read the same keys, and queries of few tiles.
     let q_tiles = run.lines.div_ceil(tile);
     let first_line = CUBE_POS % q_tiles * tile;
-    let first_key = CUBE_POS / q_tiles % k_tiles * comptime!(KEYS);
+    let first_key = CUBE_POS / q_tiles % k_tiles * tile;
     let index = CUBE_POS / (q_tiles * k_tiles);
     let last_group = run.first_group + (first_line + tile).min(run.lines) - 1;
     if index >= run.heads || first_key > last_group {
@@ -164,7 +155,7 @@ fn group_sums<E: Float, N: Size>(
         first_query + run.blind - run.first_position,
         run.blind,
         run.kv_len - run.first_position,
-        comptime!(shape.lines * shape.stride).runtime(),
+        comptime!(TILE * shape.stride).runtime(),
     );
     let keys = Rows::new(
         k_base / comptime!(WIDE),
@@ -172,7 +163,7 @@ fn group_sums<E: Float, N: Size>(
         first_key * comptime!(shape.stride),
         0usize.runtime(),
         run.kv_len,
-        comptime!(KEYS * shape.stride).runtime(),
+        comptime!(TILE * shape.stride).runtime(),
     );
     let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
     let size!(NF) = def.vector_size(MatrixIdent::A);
@@ -223,193 +214,4 @@ fn group_sums<E: Float, N: Size>(
             }
         }
     }
-}
-
-/// Rows of positions that a tile is made of.
-#[derive(CubeType, Clone, Copy)]
-struct Rows {
-    /// Vectors before the first.
-    base: usize,
-    /// Vectors from one to the next.
-    step: usize,
-    /// Row of the tile's first position. It may lie before the first that is there: then it wraps around.
-    first: usize,
-    /// The rows that are there.
-    least: usize,
-    count: usize,
-    /// Whether all rows of the tile are.
-    whole: bool,
-}
-
-#[cube]
-impl Rows {
-    fn new(
-        base: usize,
-        step: usize,
-        first: usize,
-        least: usize,
-        count: usize,
-        tile: usize,
-    ) -> Rows {
-        let from = first - least;
-        let whole = from < count && from + tile <= count;
-        Rows { base, step, first, least, count, whole }
-    }
-}
-
-/// The first query group and the first key group of this warp in the tile.
-#[cube]
-fn own() -> (usize, usize) {
-    let warp = UNIT_POS_Y as usize;
-    let across = comptime!(KEYS / OWN);
-    (warp / across * comptime!(OWN), warp % across * comptime!(OWN))
-}
-
-/// Products of the warp's groups: of each tile of 16 query groups and of 8 key groups the two rows of a lane.
-#[cube]
-fn products<E: Float, N: Size, NF: Size, NC: Size>(
-    q: &Tensor<Vector<E, N>>,
-    k: &Tensor<Vector<E, N>>,
-    q_tile: &mut Shared<[Vector<E, N>]>,
-    k_tile: &mut Shared<[Vector<E, N>]>,
-    queries: &Rows,
-    keys: &Rows,
-    #[comptime] shape: SumsShape,
-) -> Array<Vector<f32, NC>> {
-    let (stages, pitch) = comptime!((shape.stages, shape.pitch()));
-    let (q_stage, k_stage) = comptime!((shape.lines * shape.pitch(), KEYS * shape.pitch()));
-    let (m_tiles, n_tiles) = comptime!((M_TILES, N_TILES));
-    let steps = comptime!(shape.stride * (shape.dim / shape.dims));
-    let def = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-    let lane = UNIT_POS_X as usize;
-    let mut sums = Array::<Vector<f32, NC>>::new(comptime!(M_TILES * N_TILES * 2));
-    #[unroll]
-    for i in 0..comptime!(M_TILES * N_TILES * 2) {
-        sums[i] = Vector::new(0.0f32);
-    }
-    #[unroll]
-    for step in 0..comptime!(shape.stages - 1) {
-        bring::<E, N>(q, q_tile, queries, step * q_stage, step, true, shape);
-        bring::<E, N>(k, k_tile, keys, step * k_stage, step, false, shape);
-        commit();
-    }
-    let (own_line, own_key) = own();
-    let mut now = 0usize;
-    let mut free = comptime!(shape.stages - 1).runtime();
-    for step in 0..steps {
-        // This step has arrived, and nobody reads the one before, whose place the next to come takes.
-        wait(comptime!(shape.stages as u32 - 2));
-        sync_cube();
-        let ahead = step + comptime!(stages - 1);
-        if ahead < steps {
-            bring::<E, N>(q, q_tile, queries, free * q_stage, ahead, true, shape);
-            bring::<E, N>(k, k_tile, keys, free * k_stage, ahead, false, shape);
-        }
-        commit();
-        #[unroll]
-        for s in 0..comptime!(shape.dims / 16) {
-            let mut lines = Sequence::<Array<Vector<E, NF>>>::new();
-            #[unroll]
-            for m in 0..m_tiles {
-                let row = own_line + m * 16 + lane % 16;
-                let at = now * q_stage + row * pitch + s * 2 + lane / 16;
-                let fragment =
-                    def.load_matrix::<_, NF>(&q_tile[at..at + 1], MatrixIdent::A, 4usize, false);
-                lines.push(fragment);
-            }
-            #[unroll]
-            for n in 0..comptime!(N_TILES / 2) {
-                let row = own_key + n * 16 + lane / 16 * 8 + lane % 8;
-                let at = now * k_stage + row * pitch + s * 2 + lane / 8 % 2;
-                let pair =
-                    def.load_matrix::<_, NF>(&k_tile[at..at + 1], MatrixIdent::B, 4usize, false);
-                #[unroll]
-                for j in 0..2usize {
-                    let mut b = Array::<Vector<E, NF>>::new(2usize);
-                    b[0] = pair[j * 2];
-                    b[1] = pair[j * 2 + 1];
-                    #[unroll]
-                    for m in 0..m_tiles {
-                        let c = (m * n_tiles + n * 2 + j) * 2;
-                        let mut acc = Array::<Vector<f32, NC>>::new(2usize);
-                        acc[0] = sums[c];
-                        acc[1] = sums[c + 1];
-                        let acc = def.execute::<NF, NF, NC>(&lines[m], &b, &acc);
-                        sums[c] = acc[0];
-                        sums[c + 1] = acc[1];
-                    }
-                }
-            }
-        }
-        free = now;
-        now += 1usize;
-        if now == stages {
-            now = 0usize;
-        }
-    }
-    sums
-}
-
-/// Brings some dims of one position of each group to shared memory: of queries in reverse.
-#[cube]
-fn bring<E: Float, N: Size>(
-    x: &Tensor<Vector<E, N>>,
-    tile: &mut Shared<[Vector<E, N>]>,
-    rows: &Rows,
-    offset: usize,
-    step: usize,
-    #[comptime] reversed: bool,
-    #[comptime] shape: SumsShape,
-) {
-    let (stride, pitch) = comptime!((shape.stride, shape.pitch()));
-    let chunks = comptime!(shape.dims / WIDE);
-    let apart = comptime!(shape.warps() * 32 / chunks);
-    let tile_rows = comptime!(if reversed { shape.lines } else { KEYS });
-    let parts = comptime!(shape.dim / shape.dims);
-    let unit = UNIT_POS as usize;
-    let (column, first) = (unit % chunks, unit / chunks);
-    let mut at = step / parts;
-    if comptime!(reversed) {
-        at = comptime!(stride - 1) - at;
-    }
-    let place = rows.base + step % parts * chunks + column;
-    let row = rows.first + first * stride + at;
-    let to = offset + first * pitch + column;
-    if rows.whole {
-        let from = place + row * rows.step;
-        let far = rows.step * comptime!(apart * stride);
-        #[unroll]
-        for i in 0..comptime!(tile_rows / apart) {
-            let (from, to) = (from + i * far, to + i * apart * pitch);
-            copy_async(&x[from..from + 1], &mut tile[to..to + 1], comptime!(WIDE as u32));
-        }
-    } else {
-        for i in 0..comptime!(tile_rows / apart) {
-            let (row, to) = (row + i * apart * stride, to + i * apart * pitch);
-            // Before the first this is a very large number.
-            if row - rows.least < rows.count {
-                let from = place + row * rows.step;
-                copy_async(&x[from..from + 1], &mut tile[to..to + 1], comptime!(WIDE as u32));
-            } else {
-                tile[to] = Vector::new(E::from_int(0));
-            }
-        }
-    }
-}
-
-#[cube]
-fn commit() {
-    gpu_asm!(
-        "cp.async.commit_group;",
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
-}
-
-/// Waits until all but the last `pending` groups of copies have arrived.
-#[cube]
-fn wait(#[comptime] pending: u32) {
-    gpu_asm!(
-        "cp.async.wait_group {n};", n = const pending,
-        options(explicit_mem, reads_address_space shared, writes_address_space shared)
-    );
 }
