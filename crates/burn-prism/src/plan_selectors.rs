@@ -5,7 +5,7 @@ use prism_core::selectors::{Prism, XAttention};
 use prism_core::{AttentionShape, SelectionRule, SelectorConfig};
 
 use crate::config::PrismConfig;
-use crate::fallback::selectors::{LAST_QUERIES_AT_ONCE, TILE_BYTES};
+use crate::fallback::selectors::{LAST_QUERIES_AT_ONCE, TILE_BYTES, kv_heads_at_once};
 use crate::heads::HeadGroup;
 use crate::plan::Kernel;
 use crate::selectors::scores_means;
@@ -97,8 +97,15 @@ pub(crate) fn scratch_bytes(config: &PrismConfig, place: Place) -> u64 {
     let wide = if place.dtype.size() == 4 { 0 } else { keys * 4 };
     let lines = (batch * q_heads * kv_len) as u64 * 4;
     let map = sums(config.block);
-    // Their probabilities, in as many temporaries as those of rows.
-    let last = |queries: usize| 6 * (queries as u64 * lines).min(4 * LAST_QUERIES_AT_ONCE as u64);
+    // Keys of some heads in f32, and scores of the last queries: in tensor ops their probabilities in as many
+    // temporaries as those of rows.
+    let last = |queries: usize| {
+        let group = q_heads / kv_heads.max(1);
+        let heads = kv_heads_at_once(batch * group * queries, kv_len).min(kv_heads);
+        let temporaries = if place.attention.is_cube() { 1 } else { 6 };
+        let scores = (batch * heads * group * queries * kv_len).min(LAST_QUERIES_AT_ONCE) as u64;
+        wide / kv_heads.max(1) as u64 * heads as u64 + temporaries * 4 * scores
+    };
     TILE_BYTES
         + match selector {
             // Means of parts in f32, and each band's dims of them.
@@ -109,10 +116,10 @@ pub(crate) fn scratch_bytes(config: &PrismConfig, place: Place) -> u64 {
             SelectorConfig::XAttention(_) | SelectorConfig::Oracle(_) => wide,
             // Keys in f32 and their squares, and then those that are outliers.
             SelectorConfig::Outliers(_) => wide + 8 * keys,
-            SelectorConfig::MInference(options) => wide + 4 * lines + last(options.last_queries),
+            SelectorConfig::MInference(options) => 4 * lines + last(options.last_queries),
             SelectorConfig::FlexPrefill(options) => {
                 let maps = if options.tau > 0.0 { 4 * map } else { 0 };
-                wide + 4 * lines + last(config.block) + maps
+                4 * lines + last(config.block) + maps
             }
             _ => 0,
         }

@@ -13,6 +13,12 @@ use crate::ops::PrismBackend;
 /// reads all keys of its heads.
 pub const AT_ONCE: usize = 4 * TILE;
 
+/// Key heads at once, where the queries of one are `queries` in all sequences: few heads rather than few of their
+/// queries, each of which would read all keys of all heads.
+pub fn kv_heads_at_once(queries: usize, len: usize) -> usize {
+    (AT_ONCE / (queries * len).max(1)).max(1)
+}
+
 /// Probabilities of the last queries over their number, `[batch, q_heads, 1, kv_len]` each.
 pub struct LastQueries<B: Backend> {
     /// Of each key.
@@ -32,8 +38,7 @@ impl<B: PrismBackend> LastQueries<B> {
         let queries = count.min(grid.q_len() - grid.blind_queries());
         let newest_first = (0..queries).map(|r| (grid.q_len() - 1 - r) as i32).collect();
         let q = q.select(2, Int::from_list(newest_first, &device)).cast(FloatDType::F32);
-        // Few heads rather than few of their queries, each of which would read all keys of all heads.
-        let some = (AT_ONCE / (batch * group * len * queries).max(1)).max(1);
+        let some = kv_heads_at_once(batch * group * queries, len);
         let (vertical, slash) = steps(kv_heads, some)
             .map(|own| {
                 let q = q.clone().slice(1, own.start * group..own.end * group);

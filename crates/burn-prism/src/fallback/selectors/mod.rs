@@ -14,7 +14,7 @@ mod parts;
 mod patterns;
 
 pub use groups::antidiagonal_masses;
-pub use last_queries::{AT_ONCE as LAST_QUERIES_AT_ONCE, line_sums};
+pub use last_queries::{AT_ONCE as LAST_QUERIES_AT_ONCE, kv_heads_at_once, line_sums};
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use prism_core::bands::Bands;
