@@ -198,6 +198,14 @@ fn runs_of_rows_make_one_selection() {
     }
 }
 
+/// Likewise with the masses themselves: 4 · 1063 · 1063 of them are two goes.
+#[test]
+fn runs_of_blocks_make_one_selection() {
+    let problem = Problem::new(&[(17_000, 17_000)], DType::F32, 93);
+    let selector = of("xattention", &[("stride", "16"), ("threshold", "0.7")]);
+    problem.check(&selector, &bare(), DType::F32, &Device::flex());
+}
+
 /// Likewise with the last queries: 2 · 4500 · 4500 probabilities of a kv head are three goes.
 #[test]
 fn runs_of_heads_and_of_last_queries_make_one_selection() {

@@ -51,6 +51,7 @@ pub mod linear;
 pub mod module;
 pub mod ops;
 pub mod packed;
+mod params;
 pub mod plan;
 pub mod plan_linear;
 mod plan_selectors;

@@ -44,7 +44,7 @@ fn kernels_take_antidiagonals(place: Place, block: usize, stride: usize) -> bool
     if let burn::backend::DispatchDevice::Cube(device) = place.device.clone().inner().as_dispatch()
     {
         let Place { shape, dtype, .. } = place;
-        return crate::backends::cube::takes_antidiagonals(
+        return crate::backends::cube_select::takes_antidiagonals(
             device,
             dtype,
             shape.head_dim,
@@ -58,7 +58,7 @@ fn kernels_take_antidiagonals(place: Place, block: usize, stride: usize) -> bool
 
 fn kernels_take_outliers(rule: &SelectionRule) -> bool {
     #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
-    return crate::backends::cube::takes_outliers(rule);
+    return crate::backends::cube_select::takes_outliers(rule);
     #[cfg(not(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu")))]
     {
         let _ = rule;

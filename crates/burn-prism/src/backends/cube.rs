@@ -2,31 +2,26 @@
 //! a tensor's device says which of them it is on. The kernels are those of `prism_kernels`, the
 //! rung chosen from what the device can do.
 //!
-//! Heads wider than the kernels take go through tensor ops, as `plan` says.
+//! Heads wider than the kernels take go through tensor ops, as `plan` says. What chooses blocks is in
+//! [`cube_select`].
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::server::Handle;
+use prism_core::BlockGrid;
 use prism_core::selection::extent;
-use prism_core::{BlockGrid, SelectionRule};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::{BandMask, MAX_HEAD_DIM};
-use prism_kernels::calibrate::calibrate;
 use prism_kernels::moments::pool_moments;
-use prism_kernels::pool::{Pooled, energies, pool, pool_one};
+use prism_kernels::pool::{Pooled, pool_one};
 use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate_and_pool};
 use prism_kernels::schedule::{count_blocks, schedule};
-use prism_kernels::select::antidiagonal::{AntidiagonalProblem, antidiagonal_masses, takes};
-use prism_kernels::select::outliers::{OutliersError, OutliersProblem, select_outliers};
-use prism_kernels::select::{
-    self, MassesProblem, SecondOrderProblem, SelectProblem, Selection, select_blocks,
-    select_by_second_order, select_from_masses,
-};
+use prism_kernels::select::Selection;
 use prism_kernels::{Capabilities, Element, Operand};
 
-use super::cube_linear;
+use super::{cube_linear, cube_select};
 use crate::fallback;
 use crate::ops::{
     AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, Prefix, PrismBackend,
@@ -62,23 +57,6 @@ pub fn kernel(
     let (rung, slower) = AttendRung::plan(&capabilities, element, dim, block);
     let slower = slower.into_iter().map(|(rung, error)| refused(name(rung), error.to_string()));
     (name(rung), slower.collect())
-}
-
-/// Whether the kernels select outliers by a rule; tensor ops do by the others, as `plan` says.
-pub fn takes_outliers(rule: &SelectionRule) -> bool {
-    OutliersError::check(rule).is_ok()
-}
-
-/// Whether the kernels sum along antidiagonals of heads of a type and width; tensor ops do otherwise.
-pub fn takes_antidiagonals(
-    device: &CubeDevice,
-    dtype: DType,
-    dim: usize,
-    block: usize,
-    stride: usize,
-) -> bool {
-    let capabilities = Capabilities::of(&device.client());
-    element(dtype).is_some_and(|element| takes(&capabilities, element, dim, block, stride))
 }
 
 impl PrismBackend for CubeBackend {
@@ -131,20 +109,7 @@ impl PrismBackend for CubeBackend {
         history: FloatTensor<Self>,
         params: SelectParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let [batch, q_heads, rows, dim] = dims(&pooled_q);
-        let [_, kv_heads, key_blocks, _] = dims(&pooled_k);
-        if dim > MAX_HEAD_DIM || batch * q_heads * rows * key_blocks == 0 {
-            return fallback::select::<Self>(pooled_q, pooled_k, history, &params);
-        }
-        let [q, k, history] = [pooled_q, pooled_k, history].map(contiguous);
-        let bands = BandMask::new(&params.bands);
-        let pooled = |x: &CubeTensor, lines: usize, blocks: usize| Pooled {
-            means: x.handle.clone(),
-            energy: energies(&q.client, &x.handle, [lines * blocks, dim], &bands),
-            blocks,
-        };
-        let pooled = (pooled(&q, batch * q_heads, rows), pooled(&k, batch * kv_heads, key_blocks));
-        selection(&q, pooled, Some(&history.handle), [q_heads, kv_heads, dim], &params)
+        cube_select::select(pooled_q, pooled_k, history, params)
     }
 
     fn prism_select_blocks(
@@ -152,14 +117,7 @@ impl PrismBackend for CubeBackend {
         k: FloatTensor<Self>,
         params: SelectParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let (Some(queries), Some(keys)) = (operand(&q), operand(&k)) else {
-            return fallback::select_blocks::<Self>(q, k, params);
-        };
-        let capabilities = Capabilities::of(&q.client);
-        let bands = BandMask::new(&params.bands);
-        let pooled = pool(&q.client, &capabilities, &queries, &keys, &params.grids, &bands);
-        let heads = [queries.shape[1], keys.shape[1], queries.shape[3]];
-        selection(&q, pooled, None, heads, &params)
+        cube_select::select_blocks(q, k, params)
     }
 
     fn prism_pool_moments(
@@ -182,24 +140,7 @@ impl PrismBackend for CubeBackend {
         k_variances: FloatTensor<Self>,
         params: SecondOrderParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let ([_, q_heads, _, dim], [_, kv_heads, ..]) = (dims(&q_means), dims(&k_means));
-        if dim > MAX_HEAD_DIM {
-            return fallback::select_second_order::<Self>(q_means, k_means, k_variances, &params);
-        }
-        let [q, means, variances] = [q_means, k_means, k_variances].map(contiguous);
-        let problem = SecondOrderProblem::new(
-            &q.handle,
-            &means.handle,
-            &variances.handle,
-            [q_heads, kv_heads, dim],
-            &params.grids,
-            [params.query_sub, params.key_sub],
-            &params.rule,
-            params.more_follows,
-        );
-        let capabilities = Capabilities::of(&q.client);
-        let selection = select_by_second_order(&q.client, &capabilities, &problem);
-        outputs(&q, selection, q_heads, &params.grids)
+        cube_select::select_second_order(q_means, k_means, k_variances, params)
     }
 
     fn prism_select_outliers(
@@ -207,29 +148,7 @@ impl PrismBackend for CubeBackend {
         k: FloatTensor<Self>,
         params: OutliersParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let OutliersParams { grids, options, scale, rule, more_follows } = &params;
-        let block = grids.first().map_or(1, BlockGrid::block);
-        let selection = match (operand(&q), operand(&k)) {
-            (Some(queries), Some(keys)) if q.dtype == k.dtype => {
-                let (subs, target) = (options.subs(block), options.target());
-                let problem = OutliersProblem::new(
-                    &queries,
-                    &keys,
-                    grids,
-                    subs,
-                    target,
-                    *scale,
-                    rule,
-                    *more_follows,
-                );
-                select_outliers(&q.client, &Capabilities::of(&q.client), &problem).ok()
-            }
-            _ => None,
-        };
-        match selection {
-            Some(selection) => outputs(&q, selection, dims(&q)[1], grids),
-            None => fallback::selectors::select_outliers::<Self>(q, k, &params),
-        }
+        cube_select::select_outliers(q, k, params)
     }
 
     fn prism_antidiagonal_masses(
@@ -237,61 +156,21 @@ impl PrismBackend for CubeBackend {
         k: FloatTensor<Self>,
         params: AntidiagonalParams,
     ) -> IntTensor<Self> {
-        let AntidiagonalParams { grid, rows, stride, scale } = &params;
-        let capabilities = Capabilities::of(&q.client);
-        if let (Some(queries), Some(keys)) = (operand(&q), operand(&k)) {
-            let problem =
-                AntidiagonalProblem::new(&queries, &keys, grid, rows.clone(), *stride, *scale);
-            if problem.runs(&capabilities) {
-                let masses = antidiagonal_masses(&q.client, &capabilities, &problem);
-                let blocks = rows.end.checked_sub(1).map_or(0, |row| grid.causal_blocks(row));
-                let [batch, heads, ..] = queries.shape;
-                return output(&q, masses, [batch, heads, rows.len(), blocks], DType::I32);
-            }
-        }
-        fallback::antidiagonal_masses::<Self>(q, k, &params)
+        cube_select::antidiagonal_masses(q, k, params)
     }
 
     fn prism_line_sums(
         scores: FloatTensor<Self>,
         first: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let scores = contiguous(scores);
-        let [batch, heads, rows, len] = dims(&scores);
-        let capabilities = Capabilities::of(&scores.client);
-        let shape = [batch * heads, rows, len];
-        let lines = select::line_sums(&scores.client, &capabilities, &scores.handle, shape, first);
-        let sums = |handle| output(&scores, handle, [batch, heads, 1, len], DType::F32);
-        (sums(lines.vertical), sums(lines.slash))
+        cube_select::line_sums(scores, first)
     }
 
     fn prism_choose(
         masses: IntTensor<Self>,
         params: ChooseParams,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let ChooseParams { grid, rows, bands, by, rule, more_follows, words_per_row } = &params;
-        let [batch, heads, count, all] = dims(&masses);
-        let mut masses = contiguous(masses);
-        // The kernel overwrites them.
-        if !masses.can_mut() {
-            masses = masses.copy();
-        }
-        let problem = MassesProblem::new(
-            &masses.handle,
-            [batch * heads, count, *bands, all / bands],
-            grid,
-            rows.start,
-            *words_per_row,
-            *by,
-            rule,
-            *more_follows,
-        );
-        let capabilities = Capabilities::of(&masses.client);
-        let chosen = select_from_masses(&masses.client, &capabilities, &problem);
-        (
-            output(&masses, chosen.words, [batch, heads, count, *words_per_row], DType::I32),
-            output(&masses, chosen.counts, [batch, heads, count, 1], DType::I32),
-        )
+        cube_select::choose(masses, params)
     }
 
     fn prism_heaviest(
@@ -299,26 +178,7 @@ impl PrismBackend for CubeBackend {
         limits: IntTensor<Self>,
         prefix: Prefix,
     ) -> IntTensor<Self> {
-        let capabilities = Capabilities::of(&masses.client);
-        if !select::finds_prefixes(&capabilities) {
-            return fallback::heaviest_prefix::<Self>(masses, limits, prefix);
-        }
-        let [masses, limits] = [masses, limits].map(contiguous);
-        let shape @ [batch, heads, rows, len] = dims(&masses);
-        let prefix = match prefix {
-            Prefix::Reaching => select::Prefix::Reaching,
-            Prefix::Within => select::Prefix::Within,
-            Prefix::Count => select::Prefix::Count,
-        };
-        let kept = select::heaviest_prefix(
-            &masses.client,
-            &capabilities,
-            &masses.handle,
-            &limits.handle,
-            [batch * heads * rows, len],
-            prefix,
-        );
-        output(&masses, kept, shape, DType::I32)
+        cube_select::heaviest(masses, limits, prefix)
     }
 
     fn prism_attend(
@@ -361,40 +221,6 @@ impl PrismBackend for CubeBackend {
     fn prism_swiglu(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         cube_linear::swiglu(x, weight)
     }
-}
-
-/// Selects from pooled vectors, by the paper's scores; results beside `like`.
-fn selection(
-    like: &CubeTensor,
-    (q, k): (Pooled, Pooled),
-    history: Option<&Handle>,
-    heads: [usize; 3],
-    params: &SelectParams,
-) -> (CubeTensor, CubeTensor) {
-    let SelectParams { grids, bands, calibration, rule, more_follows } = params;
-    let (client, bands) = (&like.client, BandMask::new(bands));
-    let capabilities = Capabilities::of(client);
-    let factors =
-        calibrate(client, &capabilities, &q, &k, history, grids, heads, &bands, *calibration);
-    let (q_means, k_means) = (&q.means, &k.means);
-    let problem =
-        SelectProblem::new(q_means, k_means, &factors, heads, grids, &bands, rule, *more_follows);
-    outputs(like, select_blocks(client, &capabilities, &problem), heads[0], grids)
-}
-
-/// Words and counts of a selection as tensors beside `like`.
-fn outputs(
-    like: &CubeTensor,
-    selection: Selection,
-    q_heads: usize,
-    grids: &[BlockGrid],
-) -> (CubeTensor, CubeTensor) {
-    let Selection { words, counts, rows, words_per_row } = selection;
-    let batch = grids.len();
-    (
-        output(like, words, [batch, q_heads, rows, words_per_row], DType::I32),
-        output(like, counts, [batch, q_heads, rows], DType::I32),
-    )
 }
 
 fn attend(
@@ -450,7 +276,7 @@ pub(super) fn element(dtype: DType) -> Option<Element> {
 }
 
 /// The tensor as the kernels read it; `None` for heads wider than they take.
-fn operand(x: &CubeTensor) -> Option<Operand> {
+pub(super) fn operand(x: &CubeTensor) -> Option<Operand> {
     let element = element(x.dtype)?;
     let (shape, strides) = (dims(x), x.meta.strides());
     let strides = [strides[0], strides[1], strides[2], strides[3]];
@@ -468,11 +294,11 @@ pub(super) fn output(
     CubeTensor::new_contiguous(client, device, shape.into(), handle, dtype)
 }
 
-fn contiguous(x: CubeTensor) -> CubeTensor {
+pub(super) fn contiguous(x: CubeTensor) -> CubeTensor {
     burn_cubecl::kernel::into_contiguous(x)
 }
 
-fn dims(x: &CubeTensor) -> [usize; 4] {
+pub(super) fn dims(x: &CubeTensor) -> [usize; 4] {
     let shape = x.meta.shape();
     [shape[0], shape[1], shape[2], shape[3]]
 }

@@ -6,6 +6,8 @@ mod autodiff;
 pub(crate) mod cube;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
 pub(crate) mod cube_linear;
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "rocm", feature = "wgpu"))]
+pub(crate) mod cube_select;
 #[cfg(feature = "flex")]
 mod flex;
 #[cfg(feature = "fusion")]
