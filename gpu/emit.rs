@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use cubecl::Device;
 use prism_core::bands::{BandRule, Bands};
-use prism_core::select::ByMass;
+use prism_core::select::{ByMass, Prefix};
 use prism_core::{BlockGrid, Calibration, Rope, RopeLayout, SelectionRule, Side};
 use prism_kernels::attend::{AttendProblem, AttendRung, attend_on};
 use prism_kernels::band_mask::BandMask;
@@ -20,8 +20,8 @@ use prism_kernels::rotate::{RotaryTable, RotateProblem, rotate, rotate_and_pool}
 use prism_kernels::select::antidiagonal::{AntidiagonalProblem, antidiagonal_masses};
 use prism_kernels::select::outliers::{OutliersProblem, select_outliers_on};
 use prism_kernels::select::{
-    MassesProblem, Prefix, SecondOrderProblem, SelectProblem, SelectRung, Selection,
-    heaviest_prefix, line_sums, select_blocks_on, select_by_second_order, select_from_masses,
+    MassesProblem, SecondOrderProblem, SelectProblem, SelectRung, Selection, heaviest_prefix,
+    line_sums, select_blocks_on, select_by_second_order, select_from_masses,
 };
 use prism_kernels::{Element, Matrix, Operand};
 

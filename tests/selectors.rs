@@ -186,6 +186,52 @@ fn half_precision_inputs_are_scored_in_f32() {
     }
 }
 
+/// On tensor cores these are kernels: groups of one and of three, widths of models, odd lengths and offsets.
+#[rstest]
+#[case::alone([2, 2, 128], &[(333, 333)])]
+#[case::chunk([3, 1, 64], &[(137, 395)])]
+#[case::ragged([3, 1, 64], &[(211, 300), (61, 61), (0, 0), (5, 290)])]
+fn antidiagonals_in_half_precision(#[case] heads: [usize; 3], #[case] lengths: &[(usize, usize)]) {
+    for dtype in [DType::F16, DType::BF16] {
+        let problem = Problem { block: 64, ..Problem::with_heads(heads, lengths, dtype, 113) };
+        let config = PrismConfig { scale: Some(0.2), ..bare().with_block(64) };
+        let mut forced = config.clone();
+        forced.selection = SelectionRule { dense_last_blocks: 1, ..SelectionRule::default() };
+        for device in all_devices().into_iter().filter(|device| has(device, dtype)) {
+            for (stride, config) in [("8", &config), ("16", &forced)] {
+                let settings = [("stride", stride), ("threshold", "0.7")];
+                problem.check(&of("xattention", &settings), config, dtype, &device);
+            }
+        }
+    }
+}
+
+/// A plan says whether kernels sum along antidiagonals: on tensor cores, for half precision.
+#[test]
+fn plans_say_where_antidiagonals_are_summed() {
+    let kv = [1, 2, 8192, 64];
+    let shape = AttentionShape::new([1, 4, 8192, 64], kv, kv).unwrap();
+    for device in all_devices() {
+        let selects_by = |dtype, selector| {
+            let config = PrismConfig::llama3().with_dense_below(0).with_selector(selector);
+            let plan = plan(&config, &shape, None, dtype, &device).unwrap();
+            (plan.selects_by.unwrap(), plan.kernel)
+        };
+        let all = selects_by(DType::F32, of("xattention", &[]));
+        assert_eq!(all.0, Kernel::TensorOps, "{device:?}");
+        if !has(&device, DType::BF16) {
+            continue;
+        }
+        let (by, attention) = selects_by(DType::BF16, of("xattention", &[]));
+        if matches!(attention, Kernel::CubeHopper) {
+            assert_eq!(by, attention, "{device:?}");
+        } else if !matches!(attention, Kernel::CubeMma) {
+            assert_eq!(by, Kernel::TensorOps, "{device:?}");
+        }
+        assert_eq!(selects_by(DType::BF16, of("oracle", &[])).0, Kernel::TensorOps, "{device:?}");
+    }
+}
+
 /// More than one go holds on the way: 4 · 1500 · 1500 elements are two and more.
 #[test]
 fn runs_of_rows_make_one_selection() {

@@ -3,8 +3,9 @@
 use prism_bench::Gpu;
 use prism_bench::inputs::value;
 use prism_bench::report::Run;
+use prism_core::select::Prefix;
 use prism_kernels::Element;
-use prism_kernels::select::{Prefix, heaviest_prefix};
+use prism_kernels::select::heaviest_prefix;
 
 use crate::check_attention::push;
 use crate::check_outliers::integers;

@@ -16,10 +16,11 @@ use crate::backends::fusion;
 use crate::fallback;
 
 pub use crate::params::{
-    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, Prefix, RotateParams,
+    AntidiagonalParams, AttendParams, ChooseParams, OutliersParams, RotateParams,
     SecondOrderParams, SelectParams,
 };
 pub use prism_core::Side;
+pub use prism_core::select::{ByMass, Prefix};
 
 /// Rotated Q and K, and the means of their blocks, as
 /// [`prism_rotate_and_pool`](PrismBackend::prism_rotate_and_pool) returns them.
@@ -138,8 +139,8 @@ pub trait PrismBackend: Backend {
     }
 
     /// Softmax of `scores` `[batch, heads, rows, keys]` f32, added up by key and by distance, `[batch, heads, 1,
-    /// keys]` each. Rows are the last queries, the last one first, without the `first` of them: row r sees the
-    /// first keys − `first` − r of the keys, the last of which is at distance 0. A NaN counts for nothing and an
+    /// keys]` each. Rows are the last queries in reverse order, the `first` latest ones left out: row r sees the
+    /// first keys − `first` − r of the keys, the last of which is at distance 0; `first` + rows ≤ keys. A NaN counts for nothing and an
     /// infinite score as the largest finite number.
     #[fusion(meta = |scores, _first| fusion::lines(scores))]
     fn prism_line_sums(

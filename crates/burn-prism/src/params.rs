@@ -75,17 +75,6 @@ pub struct AntidiagonalParams {
     pub scale: f64,
 }
 
-/// Which of the heaviest elements of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prefix {
-    /// The fewest whose masses reach the limit, all if they don't.
-    Reaching,
-    /// The most whose masses stay within the limit.
-    Within,
-    /// As many as the limit says.
-    Count,
-}
-
 /// How masses of blocks become a selection ([`prism_core::select`]).
 #[derive(Debug, Clone, new)]
 pub struct ChooseParams {

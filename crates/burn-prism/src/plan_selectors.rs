@@ -76,6 +76,7 @@ pub(crate) fn scratch_bytes(config: &PrismConfig, place: Place) -> u64 {
     let blocks = kv_len.div_ceil(config.block) as u64;
     // Query sub-blocks of some positions, each with a number for every block.
     let sums = |sub: usize| (batch * q_heads * q_len.div_ceil(sub)) as u64 * blocks * 4;
+    let map = sums(config.block);
     if has_kernels(config, place) {
         match selector {
             SelectorConfig::Outliers(options) => {
@@ -88,7 +89,10 @@ pub(crate) fn scratch_bytes(config: &PrismConfig, place: Place) -> u64 {
                 return parts + sums(query_sub).min(SUMS);
             }
             SelectorConfig::XAttention(XAttention { stride, .. }) => {
-                return sums(*stride).min(SUMS) + sums(config.block).min(TILE_BYTES / 6);
+                // Masses of a run of rows, and sums of the heads that have room, of one at least.
+                let masses = map.min(TILE_BYTES / 6);
+                let one = masses * (config.block / stride) as u64 / (batch * q_heads).max(1) as u64;
+                return masses + sums(*stride).min(SUMS.max(one));
             }
             _ => {}
         }
@@ -96,7 +100,6 @@ pub(crate) fn scratch_bytes(config: &PrismConfig, place: Place) -> u64 {
     let keys = (batch * kv_heads * kv_len * head_dim) as u64;
     let wide = if place.dtype.size() == 4 { 0 } else { keys * 4 };
     let lines = (batch * q_heads * kv_len) as u64 * 4;
-    let map = sums(config.block);
     // Keys of some heads in f32, and scores of the last queries: in tensor ops their probabilities in as many
     // temporaries as those of rows.
     let last = |queries: usize| {

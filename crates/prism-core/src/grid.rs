@@ -98,6 +98,11 @@ impl BlockGrid {
         (self.first_block() + row + 1).min(self.key_blocks())
     }
 
+    /// Key blocks that the last of some rows may read; 0 for no rows.
+    pub fn causal_blocks_of(&self, rows: &Range<usize>) -> usize {
+        rows.end.checked_sub(1).map_or(0, |row| self.causal_blocks(row))
+    }
+
     /// Causal (row, key block) pairs of the whole grid.
     pub fn causal_pairs(&self) -> usize {
         (0..self.rows()).map(|row| self.causal_blocks(row)).sum()

@@ -31,6 +31,17 @@ pub enum Budget {
     TopK(usize),
 }
 
+/// Which of the heaviest elements of a row, by (mass descending, index ascending).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Prefix {
+    /// The fewest whose masses reach a limit, all if they don't.
+    Reaching,
+    /// The most whose masses stay within a limit.
+    Within,
+    /// As many as a limit says.
+    Count,
+}
+
 /// How the masses of a row's blocks choose among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByMass {

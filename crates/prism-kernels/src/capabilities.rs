@@ -68,6 +68,15 @@ impl Capabilities {
         }
     }
 
+    /// Units that work a line together, and lines a cube of at most `planes` planes: a plane a line, or a unit
+    /// where there are none.
+    pub(crate) fn lines(&self, planes: u32) -> (u32, u32) {
+        match (self.plane, self.cores) {
+            (Some(lanes), _) => (lanes, planes.min(self.units / lanes).max(1)),
+            (None, cores) => (1, cores.unwrap_or(64.min(self.units))),
+        }
+    }
+
     /// Whether tensor cores take this element type.
     pub fn mma(&self, element: Element) -> bool {
         match element {

@@ -2,7 +2,8 @@
 
 mod support;
 
-use prism_kernels::select::{Prefix, finds_prefixes, heaviest_prefix};
+use prism_core::select::Prefix;
+use prism_kernels::select::{finds_prefixes, heaviest_prefix};
 use support::*;
 
 /// By sorting.

@@ -34,8 +34,8 @@ pub fn takes_antidiagonals(
     stride: usize,
 ) -> bool {
     let capabilities = Capabilities::of(&device.client());
-    element(dtype)
-        .is_some_and(|element| antidiagonal::takes(&capabilities, element, dim, block, stride))
+    let takes = |element| antidiagonal::takes(&capabilities, element, dim, block, stride);
+    dim <= MAX_HEAD_DIM && element(dtype).is_some_and(takes)
 }
 
 /// Selects from pooled Q and K.
@@ -149,7 +149,7 @@ pub fn antidiagonal_masses(q: CubeTensor, k: CubeTensor, params: AntidiagonalPar
             AntidiagonalProblem::new(&queries, &keys, grid, rows.clone(), *stride, *scale);
         if problem.runs(&capabilities) {
             let masses = antidiagonal::antidiagonal_masses(&q.client, &capabilities, &problem);
-            let blocks = rows.end.checked_sub(1).map_or(0, |row| grid.causal_blocks(row));
+            let blocks = grid.causal_blocks_of(rows);
             let [batch, heads, ..] = queries.shape;
             return output(&q, masses, [batch, heads, rows.len(), blocks], DType::I32);
         }
@@ -203,11 +203,6 @@ pub fn heaviest(masses: CubeTensor, limits: CubeTensor, prefix: Prefix) -> CubeT
     }
     let [masses, limits] = [masses, limits].map(contiguous);
     let shape @ [batch, heads, rows, len] = dims(&masses);
-    let prefix = match prefix {
-        Prefix::Reaching => select::Prefix::Reaching,
-        Prefix::Within => select::Prefix::Within,
-        Prefix::Count => select::Prefix::Count,
-    };
     let kept = select::heaviest_prefix(
         &masses.client,
         &capabilities,

@@ -63,8 +63,7 @@ pub fn lines(scores: &TensorSpec) -> (TensorSpec, TensorSpec) {
 /// Of the masses of some rows.
 pub fn antidiagonal(q: &TensorSpec, params: &AntidiagonalParams) -> TensorSpec {
     let AntidiagonalParams { grid, rows, .. } = params;
-    let blocks = rows.end.checked_sub(1).map_or(0, |row| grid.causal_blocks(row));
-    spec([q.shape[0], q.shape[1], rows.len(), blocks], DType::I32)
+    spec([q.shape[0], q.shape[1], rows.len(), grid.causal_blocks_of(rows)], DType::I32)
 }
 
 /// Of the words and counts of some rows, by their masses.

@@ -20,8 +20,8 @@ pub trait RowSource<B: Backend> {
 
 /// What rows say of their blocks.
 pub enum Choice<B: Backend> {
-    /// Integer masses of each band, `[batch, q_heads, rows, blocks]`, −1 in the future, and how they
-    /// choose.
+    /// Integer masses of each band, `[batch, q_heads, rows, blocks]`, and how they choose. What they hold in
+    /// the future doesn't count.
     Masses(Vec<Int<B>>, ByMass),
     /// The blocks themselves, which broadcast to `[batch, q_heads, rows, blocks]`. What lies in the
     /// future doesn't count.
@@ -36,8 +36,7 @@ pub struct Masses<B: Backend> {
     pub by: ByMass,
 }
 
-/// A mass of blocks that a method reads, above those of all others: as many blocks are told apart by how
-/// near they are.
+/// Mass of a block that a method reads, beyond any nearness that is added to it: of up to 2²⁹ blocks.
 const READ: i32 = 1 << 29;
 
 impl<B: Backend> Choice<B> {
@@ -69,8 +68,8 @@ impl<B: Backend> Choice<B> {
         }
     }
 
-    /// As masses `[batch, q_heads, rows, bands · blocks]`, −1 in the `future`. Of blocks the nearest are the
-    /// heaviest.
+    /// As masses `[batch, q_heads, rows, bands · blocks]`, those of blocks −1 in the `future`. The nearest are
+    /// the heaviest.
     pub fn masses(self, dims: [usize; 4], future: &Bool<B>) -> Masses<B> {
         let [batch, heads, rows, blocks] = dims;
         match self {

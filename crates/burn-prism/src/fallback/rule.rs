@@ -1,5 +1,4 @@
-//! The selection rule of [`prism_core::select`] for all rows of all heads, from what a method says of
-//! them.
+//! Asks a method for runs of rows, lets the backend choose by what it says, and joins the results.
 
 use std::ops::Range;
 

@@ -22,7 +22,8 @@ const PLANES: u32 = 4;
 /// Masses of some rows, and how they choose.
 #[derive(Debug, Clone, new)]
 pub struct MassesProblem<'a> {
-    /// `[heads, rows, bands, blocks]` u32, each below 2³¹, contiguous, which are overwritten. What lies after
+    /// `[heads, rows, bands, blocks]` u32, each below 2³¹ and where a mass is kept those of a band together
+    /// below 2³², contiguous, which are overwritten. What lies after
     /// the causal blocks of a row doesn't count.
     pub masses: &'a Handle,
     /// Those four: the heads of all sequences, 1 or 2 bands, and at least the causal blocks of the last row.
@@ -58,10 +59,7 @@ pub fn select_from_masses(
     if lines == 0 {
         return selection;
     }
-    let (lanes, per_cube) = match (capabilities.plane, capabilities.cores) {
-        (Some(lanes), _) => (lanes, PLANES.min(capabilities.units / lanes).max(1)),
-        (None, cores) => (1, cores.unwrap_or(64.min(capabilities.units))),
-    };
+    let (lanes, per_cube) = capabilities.lines(PLANES);
     let grids = [*problem.grid];
     let spans = Spans::new(client, &grids);
     let rule = problem.rule;

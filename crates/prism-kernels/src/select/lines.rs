@@ -24,9 +24,9 @@ pub struct Lines {
     pub slash: Handle,
 }
 
-/// Softmax of `scores` `[heads, rows, len]` f32, of which row r sees the first `len` − `first` − r: queries, the
-/// last one first, without the `first` of them. A NaN counts for nothing and an infinite score as the largest
-/// finite number. In a fixed order: the same each time.
+/// Softmax of `scores` `[heads, rows, len]` f32, of which row r sees the first `len` − `first` − r: the last
+/// queries in reverse order, the `first` latest ones left out, with `first` + `rows` ≤ `len`. A NaN counts for nothing and an infinite score as the largest
+/// finite number. In a fixed order: the same each time. Below 2³² scores.
 pub fn line_sums(
     client: &Client,
     capabilities: &Capabilities,
@@ -40,10 +40,7 @@ pub fn line_sums(
     if elements == 0 {
         return lines;
     }
-    let (lanes, per_cube) = match (capabilities.plane, capabilities.cores) {
-        (Some(lanes), _) => (lanes, PLANES.min(capabilities.units / lanes).max(1)),
-        (None, cores) => (1, cores.unwrap_or(64.min(capabilities.units))),
-    };
+    let (lanes, per_cube) = capabilities.lines(PLANES);
     let units = capabilities.cores.unwrap_or(128.min(capabilities.units));
     let (all, ptx) = (heads * rows, capabilities.copy_async);
     let softmaxes = client.empty((all * 8).max(4));

@@ -39,7 +39,7 @@ use crate::span::{Span, Spans};
 use crate::work::{cube_count, launch, widest};
 pub use from_masses::{MassesProblem, select_from_masses};
 pub use lines::{Lines, line_sums};
-pub use prefix::{Prefix, finds_prefixes, heaviest_prefix};
+pub use prefix::{finds_prefixes, heaviest_prefix};
 use rule::{Rule, RuleShape};
 pub use second_order::{SecondOrderProblem, select_by_second_order, select_by_second_order_on};
 

@@ -3,8 +3,10 @@
 //! Elements are ordered by (mass descending, index ascending). As in [`search`](super::search) nothing is
 //! sorted: the lightest mass of the prefix is found two bits at a time.
 
+use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use prism_core::select::Prefix;
 
 use crate::capabilities::Capabilities;
 use crate::operand::buffer;
@@ -15,23 +17,13 @@ const UNITS: u32 = 1024;
 /// Masses that a unit reads at once.
 const AHEAD: usize = 4;
 
-/// Which prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Prefix {
-    /// The fewest elements whose masses reach the limit, all if they don't.
-    Reaching,
-    /// The most elements whose masses stay within the limit.
-    Within,
-    /// As many elements as the limit says.
-    Count,
-}
-
-/// Whether the kernel runs on a device: one with planes. What follows is for a row too long for a plane.
+/// Whether the kernel runs on a device: one with planes, since a row is too long for one unit.
 pub fn finds_prefixes(capabilities: &Capabilities) -> bool {
     capabilities.plane.is_some()
 }
 
-/// 1 for every element of the prefix, 0 for the others, `[rows, len]` i32. `masses` are `[rows, len]` i32,
+/// 1 for every element of the prefix, 0 for the others, `[rows, len]` i32, on a device that [finds
+/// prefixes](finds_prefixes). `masses` are `[rows, len]` i32,
 /// together below 2³¹ a row where they are added up; negative ones take no part. `limits` are `[rows]` i32.
 pub fn heaviest_prefix(
     client: &Client,
@@ -53,6 +45,7 @@ pub fn heaviest_prefix(
             client,
             cube_count(client, rows),
             CubeDim::new_2d(lanes, planes),
+            AddressType::from_len(elements),
             buffer(masses, elements),
             buffer(limits, rows),
             buffer(&out, elements),
@@ -78,7 +71,7 @@ impl PrefixShape {
     }
 }
 
-#[cube(launch_unchecked, create_dummy_kernel)]
+#[cube(launch_unchecked, create_dummy_kernel, address_type = "dynamic")]
 fn prefix_kernel(
     masses: &[i32],
     limits: &[i32],

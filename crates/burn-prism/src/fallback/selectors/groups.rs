@@ -49,7 +49,7 @@ impl<B: PrismBackend> RowSource<B> for Groups<B> {
     }
 }
 
-/// Integer masses of some rows, `[batch, q_heads, rows, blocks]`, −1 in the future, in tensor ops.
+/// Integer masses of some rows, `[batch, q_heads, rows, blocks]`, in tensor ops.
 pub fn antidiagonal_masses<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
@@ -58,7 +58,7 @@ pub fn antidiagonal_masses<B: Backend>(
     let (q, k) = (Float::<B>(q), Float::<B>(k));
     let (device, [batch, heads, ..]) = (q.device(), q.dims::<4>());
     let AntidiagonalParams { grid, rows, .. } = params;
-    let blocks = rows.end.checked_sub(1).map_or(0, |row| grid.causal_blocks(row));
+    let blocks = grid.causal_blocks_of(rows);
     let vectors = Vectors::new(q, k, params);
     let few = (TILE / vectors.row_elements()).max(1);
     let some = steps(rows.len(), few).map(|some| {
@@ -92,8 +92,7 @@ impl<B: Backend> Vectors<B> {
         let [batch, kv_heads, _, d] = k.dims();
         let device = k.device();
         // Up to the last block that is read.
-        let end = rows.end.checked_sub(1).map_or(0, |row| grid.causal_blocks(row) * grid.block());
-        let end = end.min(grid.kv_len());
+        let end = (grid.causal_blocks_of(rows) * grid.block()).min(grid.kv_len());
         let groups = end.div_ceil(stride);
         let k = k.slice(2, 0..end).cast(FloatDType::F32);
         let k = Float::join(vec![k], 2, [batch, kv_heads, groups * stride, d], 0.0, &device)

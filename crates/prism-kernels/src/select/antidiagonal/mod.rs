@@ -2,9 +2,9 @@
 //!
 //! Queries and keys stand in groups of S. The sum along the antidiagonal of the S×S tile of two groups is
 //! the product of two vectors of S·head_dim: the queries of one group in reverse and the keys of the other.
-//! So [`sums`] is a matrix product of the groups, whose rows are read where they lie, and adds up the
-//! exponentials of its scores by block before they ever reach memory. [`masses`] adds these up to the
-//! row's masses. What [`prism_core::selectors::XAttention`] defines, but in f32.
+//! So the scores are a matrix product of the groups, whose rows are read where they lie ([`products`]).
+//! [`sums`] adds up their exponentials by block before they ever reach memory, [`masses`] these to the row's
+//! masses. What [`prism_core::selectors::XAttention`] defines, but in f32.
 
 mod masses;
 mod products;
@@ -20,7 +20,7 @@ use prism_core::BlockGrid;
 use crate::capabilities::Capabilities;
 use crate::operand::{Element, Operand};
 
-/// Bytes of sums that are there at once, about.
+/// Bytes of sums that are there at once, but for those of one head at least.
 pub const SCRATCH: usize = 64 << 20;
 
 /// What masses are made from.
@@ -38,6 +38,9 @@ pub struct AntidiagonalProblem<'a> {
     pub stride: usize,
     /// Factor on the scores of attention.
     pub scale: f64,
+    /// Bytes of sums that are there at once, but for those of one head at least; [`SCRATCH`] unless changed.
+    #[new(value = "SCRATCH")]
+    pub scratch: usize,
 }
 
 impl AntidiagonalProblem<'_> {
@@ -56,12 +59,13 @@ impl AntidiagonalProblem<'_> {
 
     /// The causal blocks of the last row.
     fn blocks(&self) -> usize {
-        self.rows.end.checked_sub(1).map_or(0, |row| self.grid.causal_blocks(row))
+        self.grid.causal_blocks_of(&self.rows)
     }
 }
 
 /// Whether the kernels take heads of a type and width in blocks of a size: f16 or bf16 on tensor cores,
-/// head_dim in multiples of 16, and 2 to 64 groups a block, a power of two.
+/// head_dim in multiples of 16, groups of at least 4 positions, and 2 to 64 of them a block, a power of
+/// two.
 pub fn takes(
     capabilities: &Capabilities,
     element: Element,
@@ -78,7 +82,7 @@ pub fn takes(
 /// [run](AntidiagonalProblem::runs), where `blocks` are those that the last of the rows may read: softmax of
 /// the scores of each query group over its causal key groups, summed over the key groups of a block and
 /// averaged over the query groups of a row. A score that is NaN counts for nothing. 0 after a row's causal
-/// blocks.
+/// blocks. Below 2³² of them.
 pub fn antidiagonal_masses(
     client: &Client,
     capabilities: &Capabilities,
@@ -91,7 +95,7 @@ pub fn antidiagonal_masses(
         return masses;
     }
     let lines = rows * problem.per_block();
-    let at_once = (SCRATCH / (lines * blocks * 4)).clamp(1, heads);
+    let at_once = (problem.scratch / (lines * blocks * 4)).clamp(1, heads);
     let sums = client.empty(at_once * lines * blocks * 4);
     for first_head in (0..heads).step_by(at_once) {
         let run = HostRun { first_head, heads: at_once.min(heads - first_head), lines };

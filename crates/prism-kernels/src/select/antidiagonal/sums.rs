@@ -1,4 +1,4 @@
-//! Scores of groups on `mma.sync` m16n8k16, and their exponentials added up by block.
+//! From [`products`] of groups to their exponentials, added up by block.
 //!
 //! A cube takes 128 query groups by 128 key groups, a warp a quarter.
 
@@ -24,6 +24,8 @@ pub(super) const UNITS: usize = WARPS * 32;
 /// Tiles of 16 query groups and of 8 key groups a warp.
 pub(super) const M_TILES: usize = OWN / 16;
 pub(super) const N_TILES: usize = OWN / 8;
+/// Least positions a group.
+const LEAST_STRIDE: usize = 4;
 /// Elements of 16 bytes.
 pub(super) const WIDE: usize = 8;
 
@@ -68,7 +70,9 @@ impl SumsShape {
         let per_block = if block % stride == 0 { block / stride } else { 0 };
         let shape = Self { stride, per_block, dim, dims, stages: 3 };
         let shapes = [shape, Self { stages: 2, ..shape }];
-        let takes = (2..=OWN).contains(&per_block) && per_block.is_power_of_two();
+        // Fewer positions a group would be fewer steps than are brought ahead.
+        let takes =
+            stride >= LEAST_STRIDE && (2..=OWN).contains(&per_block) && per_block.is_power_of_two();
         let fits = |shape: &Self| shape.shared_memory() <= capabilities.shared_memory;
         shapes.into_iter().find(fits).filter(|_| takes)
     }

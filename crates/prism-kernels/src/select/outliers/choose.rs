@@ -23,10 +23,7 @@ const PLANES: u32 = 4;
 /// Chooses the blocks of the rows of a run.
 pub(super) fn choose(launch: &Launch, run: &HostRun, shape: OutliersShape) {
     let Launch { client, capabilities, parts, selection, .. } = launch;
-    let (lanes, per_cube) = match (capabilities.plane, capabilities.cores) {
-        (Some(lanes), _) => (lanes, PLANES.min(capabilities.units / lanes).max(1)),
-        (None, cores) => (1, cores.unwrap_or(64.min(capabilities.units))),
-    };
+    let (lanes, per_cube) = capabilities.lines(PLANES);
     let cube = CubeDim::new_2d(lanes, per_cube);
     let count = |lines: usize| cube_count(client, lines.div_ceil(per_cube as usize));
     let (lines, rows) = (run.lines(shape), run.heads * run.rows);
