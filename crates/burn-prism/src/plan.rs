@@ -119,8 +119,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// The method that chooses blocks, on the sparse path.
     pub selector: Option<&'static str>,
-    /// What it runs as: methods without kernels of their own are tensor ops on the device. None reads
-    /// anything back to the host.
+    /// What it runs as, for tensors in plain layout as of `kernel`: methods without kernels of their own are
+    /// tensor ops on the device. None reads anything back to the host.
     pub selects_by: Option<Kernel>,
     /// What will compute, for tensors in plain layout; a view with rows that can't be read 16 bytes
     /// at a time takes the next kernel.

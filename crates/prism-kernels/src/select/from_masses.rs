@@ -50,12 +50,7 @@ pub fn select_from_masses(
 ) -> Selection {
     let [heads, rows, bands, blocks] = problem.shape;
     let (lines, words_per_row) = (heads * rows, problem.words_per_row);
-    let selection = Selection {
-        words: client.empty((lines * words_per_row * 4).max(4)),
-        counts: client.empty((lines * 4).max(4)),
-        rows,
-        words_per_row,
-    };
+    let selection = Selection::room(client, lines, rows, words_per_row);
     if lines == 0 {
         return selection;
     }

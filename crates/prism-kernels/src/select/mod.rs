@@ -13,6 +13,7 @@ mod digits;
 mod from_masses;
 mod halves;
 mod lines;
+mod log_sum;
 mod mma;
 pub mod outliers;
 mod plane;
@@ -82,7 +83,11 @@ impl Selection {
     fn empty(client: &Client, grids: &[BlockGrid], q_heads: usize) -> Self {
         let (rows, key_blocks) = extent(grids);
         let words_per_row = key_blocks.div_ceil(WORD_BITS);
-        let lines = grids.len() * q_heads * rows;
+        Self::room(client, grids.len() * q_heads * rows, rows, words_per_row)
+    }
+
+    /// Likewise of `lines` rows of all heads, `rows` of each.
+    fn room(client: &Client, lines: usize, rows: usize, words_per_row: usize) -> Self {
         Self {
             words: client.empty((lines * words_per_row * 4).max(4)),
             counts: client.empty((lines * 4).max(4)),

@@ -8,11 +8,12 @@ use cubecl::server::Handle;
 
 use super::products::{Rows, own, products};
 use super::{AntidiagonalProblem, HostRun, Run};
-use crate::attend::softmax::{nothing, reference};
+use crate::attend::softmax::nothing;
 use crate::capabilities::Capabilities;
 use crate::fixed::usable;
 use crate::operand::buffer;
-use crate::special::{exp2, log2};
+use crate::select::log_sum::{log_sum, reference};
+use crate::special::exp2;
 use crate::work::{cube_count, launch};
 
 /// Groups a tile, of queries and of keys.
@@ -214,7 +215,7 @@ fn group_sums<E: Float, N: Size>(
             let key = first_key + own_key + part * comptime!(tiles * 8) + lane % 4 * 2;
             if lane % sharing == 0 && holds && key / per_block * per_block <= group {
                 let place = (index * run.lines + line) * run.blocks + key / per_block;
-                sums[place] = select(total == 0.0f32, nothing(), base + log2(total, true));
+                sums[place] = log_sum(largest, total, true);
             }
         }
     }

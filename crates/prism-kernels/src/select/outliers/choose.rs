@@ -6,11 +6,11 @@ use cubecl::server::Handle;
 use prism_core::masses::MASS_ONE;
 use prism_core::selection::WORD_BITS;
 
-use super::terms::{log_sum, reference};
 use super::{HostRun, Launch, OutliersShape, Run};
 use crate::attend::softmax::nothing;
 use crate::operand::buffer;
 use crate::select::SelectNumbers;
+use crate::select::log_sum::{log_sum, reference};
 use crate::select::rule::Row;
 use crate::select::search::forced;
 use crate::span::span;

@@ -12,7 +12,7 @@ use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
 use half::f16;
 
-use super::terms::{Factors, FactorsLaunch, cloud, log_sum, reference};
+use super::terms::{Factors, FactorsLaunch, cloud};
 use super::{HostRun, Launch, OutliersProblem, OutliersShape, Parts, Run};
 use crate::attend::softmax::nothing;
 use crate::capabilities::Capabilities;
@@ -20,6 +20,7 @@ use crate::fixed::usable;
 use crate::operand::buffer;
 use crate::select::SelectNumbers;
 use crate::select::halves::{Split, split};
+use crate::select::log_sum::{log_sum, reference};
 use crate::span::span;
 use crate::special::{exp2, log2};
 use crate::work::{cube_count, launch};

@@ -1,11 +1,9 @@
-//! What a key sub-block and its shortest key add to a block's mass, and their sum: all as logarithms to
-//! base 2.
+//! What a key sub-block adds to a block's mass, as a logarithm to base 2, and the factors on its products.
 
 use cubecl::prelude::*;
 
-use crate::attend::softmax::nothing;
 use crate::fixed::usable;
-use crate::special::{log2, root};
+use crate::special::root;
 
 /// Factors on products of queries and keys.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -31,16 +29,4 @@ pub(super) fn cloud(mean: f32, variance: f32, log_count: f32, #[comptime] ptx: b
     let few = variance < 2.0f32 * log_count;
     let frozen = root(2.0f32 * log_count * variance, ptx);
     usable(mean + select(few, 0.5f32 * variance + log_count, frozen))
-}
-
-/// What is subtracted before exponentials: never −∞, since −∞ − −∞ is NaN.
-#[cube]
-pub(super) fn reference(largest: f32) -> f32 {
-    largest.max(comptime!(f32::MIN))
-}
-
-/// The logarithm of a sum from its largest term and the sum relative to [`reference`].
-#[cube]
-pub(super) fn log_sum(largest: f32, sum: f32, #[comptime] ptx: bool) -> f32 {
-    select(sum == 0.0f32, nothing(), reference(largest) + log2(sum, ptx))
 }

@@ -3,12 +3,13 @@
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-use super::terms::{Factors, FactorsLaunch, cloud, log_sum, reference};
+use super::terms::{Factors, FactorsLaunch, cloud};
 use super::{HostRun, Launch, OutliersShape, Parts, Run};
 use crate::attend::softmax::nothing;
 use crate::capabilities::Capabilities;
 use crate::fixed::usable;
 use crate::operand::buffer;
+use crate::select::log_sum::{log_sum, reference};
 use crate::select::{SelectNumbers, transposed, vector_size};
 use crate::span::span;
 use crate::special::{exp2, log2};
